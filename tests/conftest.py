@@ -1,0 +1,216 @@
+"""What holds for all tests.
+
+    tests/unit      milliseconds; nothing but our own code
+    tests/contract  one kit over every implementation
+    tests/host      processes, sockets, memory, files; no guest
+    tests/vm        real guests
+    tests/fault     kill at named points
+
+The folder is the tier, in this order. `--fast` leaves out what starts a guest: `vm`, `fault` (unless marked `light`)
+and whatever is marked `machine`. A tool that is missing skips a test at home and fails it where CI=true.
+
+State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME on a disk,
+LIVECLONE_HOT on tmpfs. When all is over nothing that knows these folders may be left; `nothing_left_behind` looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEV = ROOT / ".dev"
+
+# Seconds for one test with its fixtures, per tier, in their order. Guests run under emulation on a slow machine.
+TIERS = {"unit": 30, "contract": 120, "host": 120, "vm": 600, "fault": 600}
+
+PREFIX = "liveclone-test-"
+_RUN, _HOT = pytest.StashKey[Path](), pytest.StashKey[Path]()
+
+hypothesis.settings.register_profile("liveclone", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("liveclone")
+
+
+class Needs(Protocol):
+    def __call__(self, *tools: str, root: bool = False) -> None: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that start no guest")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest decides where tmp_path is
+def pytest_configure(config: pytest.Config) -> None:
+    for tier in TIERS:
+        config.addinivalue_line("markers", f"{tier}: in tests/{tier}")
+    config.addinivalue_line("markers", "machine: starts a real guest; left out by --fast")
+    config.addinivalue_line("markers", "light: of the tier fault, and starts no guest")
+
+    # Not in the checkout: its path may be too long for a Unix socket. Not in /tmp, which is memory on Debian 13.
+    large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+    run = Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
+    shared_memory = os.access("/dev/shm", os.W_OK)
+    hot = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/dev/shm")) if shared_memory else run / "hot"
+    config.stash[_RUN], config.stash[_HOT] = run, hot
+    os.environ["LIVECLONE_HOME"] = str(run / "home")
+    os.environ["LIVECLONE_HOT"] = str(hot)
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(DEV / "cache" / "hypothesis")
+    config.option.basetemp = config.option.basetemp or str(run / "tmp")
+    shutil.rmtree(DEV / "log" / "failed", ignore_errors=True)
+    # To be terminated is to be interrupted: fixtures are torn down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    run, hot = config.stash.get(_RUN, None), config.stash.get(_HOT, None)
+    if run is None or hot is None:
+        return
+    for pid in _find_processes(run, hot):
+        _end(pid)
+    for folder in (run, hot):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = list(TIERS)
+    for item in items:
+        tier = _tier(item)
+        item.add_marker(tier)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIERS[tier]))
+        if tier == "vm" or (tier == "fault" and item.get_closest_marker("light") is None):
+            item.add_marker("machine")
+    items.sort(key=lambda item: order.index(_tier(item)))
+    if config.getoption("--fast"):
+        left_out = [item for item in items if item.get_closest_marker("machine") is not None]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.get_closest_marker("machine") is None]
+
+
+def _tier(item: pytest.Item) -> str:
+    tier = item.path.relative_to(ROOT / "tests").parts[0]
+    if tier not in TIERS:
+        raise pytest.UsageError(f"{item.path} is in none of the tiers {', '.join(TIERS)}")
+    return tier
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the logs of what failed (console, QMP, QEMU) in .dev/log/failed: the folders of the run will go."""
+    report = yield
+    if report.failed:
+        places = [item.config.stash[_RUN] / "home", getattr(item, "funcargs", {}).get("tmp_path")]
+        kept = DEV / "log" / "failed" / re.sub(r"[^\w.-]+", "_", item.nodeid)[-120:]
+        logs = [(place, log) for place in places if place for log in sorted(place.rglob("*.log"))]
+        for place, log in logs:
+            target = kept / log.relative_to(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(
+                OSError
+            ):  # a log that goes away meanwhile, a full disk: the test's story comes first
+                shutil.copyfile(log, target)
+        if logs:
+            report.sections.append(("logs kept", str(kept)))
+    return report
+
+
+@pytest.fixture(scope="session")
+def needs() -> Needs:
+    """Return what a test calls first: `needs("qemu-img", root=True)`."""
+
+    def check(*tools: str, root: bool = False) -> None:
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+        missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
+        if root and os.geteuid() != 0:
+            missing.append("root")
+        if missing and os.environ.get("CI", "").lower() in ("true", "1", "yes"):
+            pytest.fail(f"missing here, and CI demands them: {', '.join(missing)}", pytrace=False)
+        if missing:
+            pytest.skip(f"missing here: {', '.join(missing)}")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def cache_folder() -> Path:
+    """Return a folder that outlives the run: for guest images, which take half a minute to build."""
+    folder = Path(os.environ.get("LIVECLONE_DEV_CACHE") or DEV / "cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Fail the run if processes, network namespaces or memory images of it are left when all else is torn down."""
+    run, hot = pytestconfig.stash[_RUN], pytestconfig.stash[_HOT]
+    before = _find_namespaces()
+    yield
+    left = [
+        f"process {pid}: {words}" for pid, words in _find_processes(run, hot).items() if not _ends_soon(pid)
+    ]
+    # Another run's namespaces cannot be told from ours by name: judge only while we are alone.
+    others = [folder for folder in run.parent.glob(PREFIX + "*") if folder != run]
+    if not others:
+        left += [f"network namespace {name}" for name in sorted(_find_namespaces() - before)]
+    left += [f"memory image {file}" for file in sorted(hot.rglob("*")) if not file.is_dir()]
+    if left:
+        pytest.fail("left behind by this run:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def _find_processes(run: Path, hot: Path) -> dict[int, str]:
+    """Return the processes, but this one, whose arguments or environment name a folder of the run."""
+    marks = [os.fsencode(run), os.fsencode(hot)]
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it has just ended, or it is another user's
+            words = (entry / "cmdline").read_bytes()
+            text = words + (entry / "environ").read_bytes()
+            if any(mark in text for mark in marks):
+                found[int(entry.name)] = words.replace(b"\0", b" ").decode(errors="replace")[:200]
+    return found
+
+
+def _ends_soon(pid: int) -> bool:
+    """Wait two seconds for a process that was told to end and is not gone yet."""
+    return _with_pidfd(pid, lambda fd: bool(select.select([fd], [], [], 2.0)[0]))
+
+
+def _end(pid: int) -> None:
+    def kill(fd: int) -> bool:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return bool(select.select([fd], [], [], 5.0)[0])
+
+    _with_pidfd(pid, kill)
+
+
+def _with_pidfd(pid: int, action: Callable[[int], Any]) -> bool:
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        return bool(action(fd))
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _find_namespaces() -> set[str]:
+    with contextlib.suppress(OSError):
+        return {file.name for file in Path("/run/netns").iterdir() if file.name.startswith("liveclone")}
+    return set()

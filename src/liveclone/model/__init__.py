@@ -1,0 +1,1 @@
+"""Frozen values shared by manifests on disk, the CLI's --json and (later) the HTTP API."""

@@ -1,0 +1,71 @@
+"""What makes one machine another than its copy, and the record that shows it.
+
+A digest here is always keyed (HMAC-SHA256 under a key that belongs to the snapshot), so evidence can be
+compared and kept without holding any secret of the guest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+
+from .base import Value
+
+
+class ItemStatus(enum.Enum):
+    """What became of an identity item in one guest."""
+
+    PRESENT = "present"  # observed, not reset
+    CHANGED = "changed"
+    KEPT = "kept"  # the reset ran, yet the value is the old one
+    ABSENT = "absent"  # this guest has no such thing
+    SHARED = "shared"  # it exists and cannot be changed here
+    FAILED = "failed"
+    CONFIGURED = "configured"  # not a secret of its own: set to what the host asked for (the clock)
+
+
+class Generation(Value, frozen=True, kw_only=True):
+    """Changes each time a machine becomes a clone, or a source that was cloned."""
+
+    counter: int
+    uuid: str
+
+
+class ItemReport(Value, frozen=True, kw_only=True):
+    """What the agent says of one item. `details` are public facts (a fingerprint, a host name), never secrets."""
+
+    item: str
+    required: bool
+    status: ItemStatus
+    before: str = ""
+    after: str = ""
+    took_ms: float = 0.0
+    details: dict[str, str] = {}
+    error: str = ""
+
+
+class Finding(Value, frozen=True, kw_only=True):
+    """One reason why evidence was not accepted. `against` names the machine or snapshot it equals, if any."""
+
+    item: str
+    reason: str
+    against: str = ""
+
+
+class Evidence(Value, frozen=True, kw_only=True):
+    """The record of one machine's new identity, as the host judged it."""
+
+    machine: str  # id
+    name: str
+    snapshot: str  # id
+    generation: Generation
+    items: tuple[ItemReport, ...]
+    findings: tuple[Finding, ...] = ()
+    compared_with: tuple[str, ...] = ()  # ids of the siblings (and of the source) it was compared with
+    at: datetime.datetime
+    took_ms: float = 0.0
+
+    @property
+    def verified(self) -> bool:
+        """Whether nothing was found against it."""
+        return not self.findings

@@ -1,0 +1,1 @@
+"""Bytes in, values out. No file, no socket, no clock."""

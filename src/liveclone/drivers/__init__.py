@@ -1,0 +1,1 @@
+"""Hypervisors. One folder each behind the Protocols of `base`; they know nothing of the store."""

@@ -1,0 +1,215 @@
+"""What a hypervisor must offer.
+
+    Driver ── boot ─────────┐
+           ── restore ──────┼──> Handle ── pause resume plug unplug capture agent ... close
+           ── open ─────────┘      (one connection to one machine's process; one owner)
+
+Three implementations are held to one contract kit (tests/contract): `qemu`, `fake`, later `libvirt`. The
+engine decides *what* happens and in which order, and holds the undo; a driver knows *how*. A driver reads
+and writes only the paths that a plan gives to it. Everything here may raise HypervisorError (it failed;
+the message says what the hypervisor said), TimedOut, or NotFound (the process is gone); what is left behind is
+said with each method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..model.machine import Acceleration, Boot, Hardware, Machine, MachineState, Memory, ProcessRef
+from ..model.network import Nic, Port
+from ..model.snapshot import CaptureMethod
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What this hypervisor can do on this host, as data."""
+
+    name: str
+    version: str  # "10.0.2"
+    acceleration: Acceleration
+    acceleration_reason: str
+    capture_methods: tuple[CaptureMethod, ...]
+    read_only_ram: bool  # clones map the memory image so that they cannot write it
+    problems: tuple[str, ...] = ()  # why it cannot be used at all; empty when it can
+
+
+@dataclass(frozen=True)
+class BootPlan:
+    """A machine from cold. The RAM file does not exist yet; the driver makes it, `hardware.ram_bytes` long."""
+
+    machine_id: str
+    name: str
+    folder: Path  # logs, sockets
+    hardware: Hardware  # machine_type, cpu, acceleration may be empty: the driver resolves and returns them
+    boot: Boot
+    disk: Path
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """A machine from a snapshot: memory image mapped private, device state loaded, paused at that instant."""
+
+    machine_id: str
+    name: str
+    folder: Path
+    hardware: Hardware
+    boot: Boot
+    disk: Path
+    memory: Memory
+    device_state: Path
+    ignore_shared: bool
+
+
+async def _nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass
+class CapturePlan:
+    """Where a capture writes, and whom it tells how far it is.
+
+    `note(step, **facts)` is called at each named step, in the pause window too, and makes the facts durable
+    before the next step, so that a later process can finish or undo (engine/recover.py). `before_pause` is awaited
+    when all that takes time is prepared, so that what the guest loses for the capture it loses for a moment only.
+    """
+
+    method: CaptureMethod
+    machine: Machine
+    folder: Path  # the machine's
+    device_state: Path  # to be written
+    memory: Path  # to be written by background and stream; for handover the source's own RAM file
+    frozen_disk: Path  # another name (hard link) of the present topmost layer
+    next_disk: Path  # empty overlay on frozen_disk, already there, which the source writes from now on
+    deadline_s: float = 60.0
+    note: Callable[..., None] = field(default=lambda step, **facts: None)
+    before_pause: Callable[[], Awaitable[None]] = field(default=_nothing)  # the engine unplugs the NICs here
+
+    @property
+    def present_memory(self) -> Memory:
+        """What the machine's RAM is mapped from before the capture."""
+        assert self.machine.memory is not None, "a running machine has RAM"
+        return self.machine.memory
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a capture left: the source runs again, in `handle`'s process (another one after a handover)."""
+
+    handle: Handle
+    memory: Memory  # what the source's RAM is mapped from now
+    ignore_shared: bool
+    devices: tuple[str, ...]
+    pause_ns: int
+    steps_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What was found, and settled, after a capture had died: the one process that is the machine now, running."""
+
+    process: ProcessRef
+    memory: Memory
+    on_next_disk: bool  # the machine writes the layer that was to come after the capture
+
+
+class Handle(Protocol):
+    """A connection to one machine's process. Close it; closing never harms the machine."""
+
+    process: ProcessRef
+    hardware: Hardware  # as resolved
+
+    async def state(self) -> MachineState:
+        """Return what the machine is doing now."""
+
+    async def pause(self) -> None:
+        """Stop the processors; a machine that stands still stays so."""
+
+    async def resume(self) -> None:
+        """Let the processors run; a running machine stays so."""
+
+    async def plug(self, nic: Nic, ports: tuple[Port, ...], tap_fd: int | None) -> None:
+        """Add `nic`. `tap_fd` is an open tap for a bridge; the caller keeps and closes its own copy.
+
+        On failure nothing of the NIC is left.
+        """
+
+    async def unplug(self, nic_id: str, deadline_s: float) -> None:
+        """Remove a NIC and its backend; returns when the guest has let go of it.
+
+        Raises:
+            TimedOut: the guest did not let go in time; the NIC is still there and works.
+        """
+
+    async def nics(self) -> tuple[str, ...]:
+        """Return the ids of the NICs that the machine has just now."""
+
+    async def capture(self, plan: CapturePlan) -> Captured:
+        """Capture memory, device state and disk at one instant while the machine goes on.
+
+        Whatever fails, the machine runs on in the process it had, on the disk layer it had (`next_disk` may be
+        left as a file; it is not in use). After a handover this handle is closed and `Captured.handle` is the owner's.
+        """
+
+    async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a virtio-serial port of the guest by its short name ("agent", "exec")."""
+
+    async def power_down(self, deadline_s: float) -> None:
+        """Ask the guest to shut down and wait until the process is gone.
+
+        Raises:
+            TimedOut: it still runs.
+        """
+
+    async def kill(self) -> None:
+        """End the process at once and wait until it is gone. Its files stay."""
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+
+
+class Driver(Protocol):
+    """A hypervisor on this host."""
+
+    name: str
+
+    async def abilities(self) -> Abilities:
+        """Return what it can do here; cheap after the first call."""
+
+    async def boot(self, plan: BootPlan) -> Handle:
+        """Start a machine from cold; it runs when this returns. On failure no process is left."""
+
+    async def restore(self, plan: RestorePlan) -> Handle:
+        """Start a machine from a snapshot; it stands still when this returns. On failure no process is left."""
+
+    async def open(self, machine: Machine, folder: Path) -> Handle:
+        """Connect to a running machine.
+
+        Raises:
+            NotFound: its process is gone (code "not-running").
+        """
+
+    async def connect_port(
+        self, machine: Machine, folder: Path, port: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a port of a machine ("exec", "console") without a handle, so also while another holds one.
+
+        A port serves one connection at a time; who shares it takes turns. The connection ends when a handover
+        replaces the machine's process: then connect again.
+
+        Raises:
+            NotFound: nobody listens (code "not-running").
+        """
+
+    async def recover(self, machine: Machine, folder: Path, facts: dict[str, Any]) -> Recovered:
+        """After a capture died: leave exactly one process, running.
+
+        `facts` is what `CapturePlan.note` was given. Never starts anything, never resumes two writers of one disk.
+
+        Raises:
+            NotFound: no process is left (code "not-running"); its sockets are cleared.
+        """

@@ -1,0 +1,57 @@
+"""What shall go wrong in which machine: LIVECLONE_FAKE_FAULT, read by a machine when it starts.
+
+NAME:KIND:WHAT[,NAME:KIND:WHAT...]      NAME is a machine's name, or * for all
+
+hang:CALL       the agent never finishes this call; it says so itself when its deadline has passed
+die:CALL        the whole machine ends when the agent is asked this
+mute:agent      the agent answers nothing at all
+torn:agent      half a line of somebody else's precedes every answer
+fail:ITEM       the agent reports that the reset failed
+keep:ITEM       ... that the value is still the old one
+lie:ITEM        ... a change, with the old value's digest
+twin:ITEM       ... the digest that every other machine with this fault reports
+omit:ITEM       ... nothing about it
+stuck:nic       the guest does not let go of its NICs
+ignore:power    the guest ignores the power button
+refuse:STEP     the hypervisor refuses start, save, load, freeze, protect, copy, drain or finish
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+VARIABLE = "LIVECLONE_FAKE_FAULT"
+
+_TWIN = "7" * 64
+
+
+class Faults:
+    """The faults of one machine.
+
+    Args:
+        text: the variable's value.
+        name: the machine's.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        triples = (entry.split(":", 2) for entry in text.split(",") if entry.count(":") == 2)
+        self._has = {(kind, what) for whose, kind, what in triples if whose in (name, "*")}
+
+    def has(self, kind: str, what: str) -> bool:
+        return (kind, what) in self._has
+
+    def distort(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return an identity report with the faults of its items worked in."""
+        return [self._distort_item(r) for r in reports if not self.has("omit", r["item"])]
+
+    def _distort_item(self, report: dict[str, Any]) -> dict[str, Any]:
+        item = report["item"]
+        if self.has("fail", item):
+            return report | {"status": "failed", "after": "", "error": "asked to fail"}
+        if self.has("keep", item):
+            return report | {"status": "kept", "after": report["before"]}
+        if self.has("lie", item):
+            return report | {"status": "changed", "after": report["before"]}
+        if self.has("twin", item):
+            return report | {"status": "changed", "after": _TWIN}
+        return report

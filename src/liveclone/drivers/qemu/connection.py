@@ -1,0 +1,186 @@
+"""One machine that QEMU runs, as far as the ways of capture need it: run states, NICs, agent ports, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Self
+
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut, Unsupported
+from ...host import process, unix_socket
+from ...model.machine import Hardware, MachineState, ProcessRef
+from ...model.network import Nic, Port
+from . import argv, launch
+from .session import Session
+
+# QEMU's RunState (qapi/run-state.json) in our words.
+STATES = {
+    "running": MachineState.RUNNING,
+    "suspended": MachineState.RUNNING,
+    "paused": MachineState.PAUSED,
+    "debug": MachineState.PAUSED,
+    "save-vm": MachineState.PAUSED,
+    "postmigrate": MachineState.PAUSED,
+    "finish-migrate": MachineState.PAUSED,
+    "prelaunch": MachineState.STARTING,
+    "inmigrate": MachineState.STARTING,
+    "restore-vm": MachineState.STARTING,
+    "shutdown": MachineState.STOPPED,
+    "guest-panicked": MachineState.CRASHED,
+    "internal-error": MachineState.CRASHED,
+    "io-error": MachineState.CRASHED,
+    "watchdog": MachineState.CRASHED,
+    "colo": MachineState.PAUSED,
+}
+
+
+class Connection:
+    """A connection to one QEMU; all of `drivers.base.Handle` but `capture`, which `handle` adds."""
+
+    def __init__(
+        self, name: str, folder: Path, hardware: Hardware, process_ref: ProcessRef, session: Session
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.hardware = hardware
+        self.process = process_ref
+        self.session = session
+
+    def successor(self, process_ref: ProcessRef, session: Session) -> Self:
+        """Return the same machine in another process."""
+        return type(self)(self.name, self.folder, self.hardware, process_ref, session)
+
+    async def state(self) -> MachineState:
+        status = await self.session.call("query-status")
+        return STATES.get(status["status"], MachineState.CRASHED)
+
+    async def pause(self) -> None:
+        await self.session.call("stop")
+
+    async def resume(self) -> None:
+        await self.session.call("cont")
+
+    async def nics(self) -> tuple[str, ...]:
+        found = []
+        for bus in await self.session.call("query-pci"):
+            for device in bus["devices"]:
+                behind = device.get("pci_bridge", {}).get("devices", [])
+                found += [d["qdev_id"] for d in behind if d.get("qdev_id")]
+        return tuple(found)
+
+    async def plug(self, nic: Nic, ports: tuple[Port, ...], tap_fd: int | None) -> None:
+        slot = await self._free_slot()
+        tap_name = None
+        async with contextlib.AsyncExitStack() as undo:
+            if tap_fd is not None:
+                tap_name = f"tap-{nic.id}"
+                await self.session.lend(tap_fd, tap_name)
+                undo.push_async_callback(self._quietly, "closefd", fdname=tap_name)
+            await self.session.call("netdev_add", **argv.render_netdev(nic, ports, tap_name))
+            undo.pop_all()  # the descriptor belongs to the backend now
+            undo.push_async_callback(self._quietly, "netdev_del", id=f"net-{nic.id}")
+            await self.session.call("device_add", **argv.render_nic(nic, slot))
+            undo.pop_all()
+
+    async def unplug(self, nic_id: str, deadline_s: float) -> None:
+        async with self.session.watch("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR") as watch:
+            await self.session.call("device_del", id=nic_id)
+            event = await watch.until(
+                lambda e: e["data"].get("device") == nic_id, f"unplugging {nic_id}", deadline_s
+            )
+        if event["event"] != "DEVICE_DELETED":
+            raise HypervisorError(
+                f"the guest of {self.name} refused to let go of {nic_id}",
+                code="unplug-refused",
+                tried="QMP device_del",
+                on=self.name,
+                seen=event["event"],
+                source_state="running, with its NIC",
+                next_step="try again when the guest has finished booting",
+            )
+        await self.session.call("netdev_del", id=f"net-{nic_id}")
+
+    async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await connect_port(self.name, self.folder, port)
+
+    async def power_down(self, deadline_s: float) -> None:
+        await self.session.call("system_powerdown")
+        if not await process.wait(self.process, deadline_s):
+            raise TimedOut(
+                f"{self.name} did not shut down within {deadline_s:g} s",
+                code="still-running",
+                tried="pressing the power button",
+                on=self.name,
+                source_state="running",
+                next_step=f"liveclone stop --force {self.name}",
+            )
+
+    async def kill(self) -> None:
+        await process.end(self.process)
+        launch.clear(self.folder)
+
+    async def close(self) -> None:
+        await self.session.close()
+
+    async def _free_slot(self) -> int:
+        taken = await self.nics()
+        if len(taken) < argv.NIC_SLOTS:
+            used = await self._used_slots()
+            return min(set(range(argv.NIC_SLOTS)) - used)
+        raise Unsupported(
+            f"{self.name} has no free slot for another NIC",
+            code="no-nic-slot",
+            tried="plugging a NIC",
+            on=self.name,
+            seen=f"{len(taken)} of {argv.NIC_SLOTS} slots taken",
+            next_step="give the machine fewer networks",
+        )
+
+    async def _used_slots(self) -> set[int]:
+        used = set()
+        for bus in await self.session.call("query-pci"):
+            for device in bus["devices"]:
+                if device.get("qdev_id", "").startswith("port") and device["pci_bridge"].get("devices"):
+                    used.add(int(device["qdev_id"].removeprefix("port")))
+        return used
+
+    async def _quietly(self, command: str, **arguments: str) -> None:
+        with contextlib.suppress(LivecloneError):
+            await self.session.call(command, **arguments)
+
+
+async def connect_port(
+    name: str, folder: Path, port: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket of the machine's present process ("agent", "exec", "console").
+
+    Raises:
+        NotFound: nobody listens (code "not-running").
+    """
+    try:
+        return await unix_socket.open_connection(launch.socket_path(folder, port))
+    except OSError as error:
+        raise NotFound(
+            f"{name} does not run",
+            code="not-running",
+            tried=f"connecting to the {port} port",
+            on=name,
+            seen=str(error),
+            next_step=f"liveclone start {name}",
+        ) from error
+
+
+async def resume_after(handle: Connection) -> None:
+    """Let a machine run again whose capture failed, whatever else is wrong; used as an undo, shielded by the caller.
+
+    Raises:
+        Interrupted: its process is gone, so there is nothing to resume.
+    """
+    try:
+        await handle.resume()
+    except Interrupted:
+        raise
+    except LivecloneError:
+        if await handle.state() is not MachineState.RUNNING:
+            raise

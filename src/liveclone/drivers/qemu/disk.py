@@ -1,0 +1,70 @@
+"""The disk of a running QEMU: put a new layer on top at an instant, and take it off again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+
+from . import argv
+from .session import Session
+
+COMMIT_DEADLINE_S = 300.0
+
+
+async def sync(path: Path) -> None:
+    """Write what the guest has not flushed to the file, so that the pause need not (it ends with a flush)."""
+
+    def work() -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    await asyncio.to_thread(work)
+
+
+async def add_layer(session: Session, path: Path) -> str:
+    """Open the empty overlay at `path`, not yet in use, so that `freeze` needs one command; return its node name."""
+    node = f"layer-{secrets.token_hex(4)}"
+    await session.call("blockdev-add", **argv.disk_node(path, node), backing=None)
+    return node
+
+
+async def freeze(session: Session, node: str, below: str) -> None:
+    """Make `node` the layer that the guest writes instead of `below`, which nobody writes from now on."""
+    await session.call("blockdev-snapshot", node=below, overlay=node)
+
+
+async def thaw(session: Session, node: str, below: str) -> None:
+    """Undo `freeze`: write what `node` holds into the layer `below` and take it off. The machine may run.
+
+    The base must be named: without it QEMU commits into the lowest layer of the chain, which others share.
+    """
+    async with session.watch("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED") as watch:
+        job = f"thaw-{node}"
+        await session.call("block-commit", job_id=job, device=node, base_node=below)
+        for event_name in ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED"):
+            await watch.until(
+                lambda e, name=event_name: e["event"] == name and e["data"]["device"] == job,  # type: ignore[misc]
+                "committing the disk layer",
+                COMMIT_DEADLINE_S,
+            )
+            if event_name == "BLOCK_JOB_READY":
+                await session.call("job-complete", id=job)
+    await remove_layer(session, node)
+
+
+async def remove_layer(session: Session, node: str) -> None:
+    """Close a layer that is not in use."""
+    await session.call("blockdev-del", node_name=node)
+
+
+async def top(session: Session) -> str:
+    """Return the node that the guest's disk writes."""
+    for device in await session.call("query-block"):
+        if "/vda/" in device["qdev"] or device["qdev"] == "vda":
+            return str(device["inserted"]["node-name"])
+    return argv.DISK

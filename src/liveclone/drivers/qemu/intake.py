@@ -1,0 +1,135 @@
+"""Where a migration stream goes: pages into the memory image at their own offsets, the rest into the device state.
+
+QEMU writes into a pipe; a thread of ours reads, splits and writes. So no page is stored twice, and when we
+die QEMU's write fails, it gives the migration up and the machine goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ...errors import StoreError
+from ...formats.migration_stream import Run, Splitter
+from . import argv
+from .session import Session
+
+_PIPE_BYTES = 1024 * 1024  # the most an unprivileged process may ask for (pipe(7))
+NAME = "capture"
+
+
+class Intake:
+    """One stream being taken in; use `open_intake`."""
+
+    def __init__(self, read_fd: int, memory: Path, device_state: Path) -> None:
+        self._read_fd = read_fd
+        self._memory = memory
+        self._device_state = device_state
+        self._first = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._work = asyncio.create_task(asyncio.to_thread(self._run))
+
+    async def first_page(self) -> None:
+        """Wait for the first page: from here on QEMU itself keeps the memory as it was at the pause.
+
+        Raises:
+            StoreError, Corrupt: the intake failed before.
+        """
+        waiting = asyncio.ensure_future(self._first.wait())
+        await asyncio.wait({waiting, self._work}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._work.done():
+            await self._work
+
+    async def failed(self) -> None:
+        """Raise when the intake fails; return when it has ended well."""
+        await asyncio.shield(self._work)
+
+    async def finish(self) -> None:
+        """Wait for the end of the stream; both files are complete afterwards."""
+        await self._work
+
+    def _run(self) -> None:
+        splitter = Splitter(argv.RAM)
+        image = os.open(self._memory, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            sized = False
+            seen: set[int] = set()  # first pages of runs with data: a later zero page must overwrite them
+            while True:
+                data = os.read(self._read_fd, _PIPE_BYTES)
+                if not data:
+                    break
+                for run in splitter.feed(data):
+                    if not sized:
+                        os.ftruncate(image, splitter.block_bytes)
+                        sized = True
+                        self._loop.call_soon_threadsafe(self._first.set)
+                    _write(image, run, seen)
+            self._device_state.write_bytes(splitter.finish())
+        except OSError as error:
+            raise StoreError(
+                f"the memory image cannot be written: {error.strerror}",
+                code="disk-full" if error.errno == 28 else "store",
+                tried="writing the memory image",
+                on=str(self._memory),
+                seen=str(error),
+                next_step=f"make room on {self._memory.parent}",
+            ) from error
+        finally:
+            os.close(image)
+            # Closing our end makes QEMU's next write fail: that is how it learns that we gave up.
+            os.close(self._read_fd)
+
+    async def abandon(self) -> None:
+        """Wait until the thread has ended, whatever became of it."""
+        with contextlib.suppress(Exception):
+            await self._work
+
+
+def _write(image: int, run: Run, seen: set[int]) -> None:
+    chunk = 2 * 1024 * 1024
+    places = range(run.offset // chunk, (run.offset + run.size_bytes - 1) // chunk + 1)
+    if run.data is None:
+        # The file is new and sparse: zeros need writing only where data was written before (stream sends pages again).
+        if not seen.isdisjoint(places):
+            os.pwrite(image, bytes(run.size_bytes), run.offset)
+        return
+    seen.update(places)
+    view = memoryview(run.data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(image, view[done:], run.offset + done)
+
+
+@contextlib.asynccontextmanager
+async def open_intake(session: Session, memory: Path, device_state: Path) -> AsyncIterator[Intake]:
+    """Lend QEMU the writing end of a pipe as `fd:capture` and take in what comes.
+
+    On the way out by an error the thread has ended and both files are removed.
+    """
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        await session.lend(write_fd, NAME)
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    intake = Intake(read_fd, memory, device_state)
+    try:
+        yield intake
+        await intake.finish()
+    except BaseException:
+        # If the migration never began QEMU still holds the pipe, and the thread would wait for ever.
+        with contextlib.suppress(Exception):
+            await session.call("closefd", fdname=NAME)
+        await intake.abandon()
+        memory.unlink(missing_ok=True)
+        device_state.unlink(missing_ok=True)
+        raise

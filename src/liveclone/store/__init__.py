@@ -1,0 +1,1 @@
+"""Machines, snapshots and leases on disk. Files only; it knows no hypervisor."""

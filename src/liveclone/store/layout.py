@@ -1,0 +1,74 @@
+"""Where everything lies. The only module that joins these paths.
+
+    HOME/                              durable: $LIVECLONE_HOME
+      images/NAME/                     manifest.json disk.qcow2 vmlinuz initrd
+      machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log
+      snapshots/ID/                    manifest.json state memory disk.qcow2 key evidence/MACHINE.json seal.log
+      network/                         macs leases.json
+      locks/                           one file for each object, and one for each collection
+    HOT/                               tmpfs: $LIVECLONE_HOT
+      MACHINE.ram                      RAM of a machine that started from cold, mapped shared
+      SNAPSHOT.mem                     memory image of a snapshot, mapped private by its clones
+
+Locks: a command that changes an object holds the object's lock; it takes a collection's lock only for the moment in
+which a name is claimed. The kernel drops a lock when its holder dies, so a free lock beside an `operation.json` means
+that an operation was interrupted (store/journal.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+OPERATION = "operation.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The two roots and all that follows from them."""
+
+    home: Path
+    hot: Path
+
+    @property
+    def images(self) -> Path:
+        return self.home / "images"
+
+    @property
+    def machines(self) -> Path:
+        return self.home / "machines"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.home / "snapshots"
+
+    @property
+    def network(self) -> Path:
+        return self.home / "network"
+
+    @property
+    def namespace(self) -> str:
+        """Name of the network namespace of this home, the same for every command that uses it."""
+        return "liveclone-" + hashlib.sha256(str(self.home.resolve()).encode()).hexdigest()[:8]
+
+    def machine(self, machine_id: str) -> Path:
+        return self.machines / machine_id
+
+    def snapshot(self, snapshot_id: str) -> Path:
+        return self.snapshots / snapshot_id
+
+    def lock(self, name: str) -> Path:
+        return self.home / "locks" / name
+
+    def ram(self, machine_id: str) -> Path:
+        return self.hot / f"{machine_id}.ram"
+
+    def hot_image(self, snapshot_id: str) -> Path:
+        return self.hot / f"{snapshot_id}.mem"
+
+    def prepare(self) -> None:
+        """Make the folders that are missing, owner only."""
+        for folder in (self.machines, self.snapshots, self.network, self.home / "locks", self.hot):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)

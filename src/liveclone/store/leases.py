@@ -1,0 +1,103 @@
+"""MACs and addresses: a MAC is never given twice in a home, an address not while its machine exists.
+
+    HOME/network/macs          one MAC a line, only ever appended to
+    HOME/network/leases.json   {"last": 7, "addresses": {"10.213.0.7": "MACHINE-ID"}}
+
+A MAC is 40 random bits under 02 (locally administered, unicast), so two homes of one host differ too. Addresses
+are given in turn, so that one that was just freed is not found in anybody's neighbour table.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from pathlib import Path
+
+from ..errors import Refused
+from ..host import files, locks
+from ..model import base
+from ..model.base import Value
+
+
+class Leases(Value, frozen=True, kw_only=True):
+    last: int = 1
+    addresses: dict[str, str] = {}
+
+
+class LeaseBook:
+    """Gives MACs and addresses.
+
+    Args:
+        folder: HOME/network.
+        network: CIDR whose first host is the gateway ("10.213.0.1/16").
+    """
+
+    def __init__(self, folder: Path, lock: Path, network: str) -> None:
+        self._macs = folder / "macs"
+        self._leases = folder / "leases.json"
+        self._lock = lock
+        self._interface = ipaddress.IPv4Interface(network)
+
+    @property
+    def gateway(self) -> str:
+        return str(self._interface.ip)
+
+    def take(self, machine_id: str) -> tuple[str, str]:
+        """Return a MAC and an address (CIDR) for the machine; an address it has already is kept.
+
+        Raises:
+            Refused: every address is taken (code "no-address").
+        """
+        with locks.hold(self._lock, "giving an address", 30.0):
+            return self._new_mac(), self._address(machine_id)
+
+    def free(self, machine_id: str) -> None:
+        """Give the machine's address back; its MAC is never used again."""
+        with locks.hold(self._lock, "freeing an address", 30.0):
+            leases = self._read()
+            kept = {ip: owner for ip, owner in leases.addresses.items() if owner != machine_id}
+            if kept != leases.addresses:
+                self._write(leases.replace(addresses=kept))
+
+    def _new_mac(self) -> str:
+        used = set(self._macs.read_text().split()) if self._macs.exists() else set()
+        while True:
+            mac = "02:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
+            if mac not in used:
+                break
+        with self._macs.open("a", encoding="ascii") as file:
+            file.write(mac + "\n")
+        return mac
+
+    def _address(self, machine_id: str) -> str:
+        leases = self._read()
+        prefix = self._interface.network.prefixlen
+        for ip, owner in leases.addresses.items():
+            if owner == machine_id:
+                return f"{ip}/{prefix}"
+        size = self._interface.network.num_addresses
+        first = self._interface.network.network_address
+        for step in range(1, size):
+            number = (leases.last + step) % size
+            ip = str(first + number)
+            # 0 is the network, 1 the gateway, 2 and 3 QEMU's own in the user network, the last is broadcast.
+            if number > 3 and number < size - 1 and ip not in leases.addresses and ip != self.gateway:
+                self._write(leases.replace(last=number, addresses=leases.addresses | {ip: machine_id}))
+                return f"{ip}/{prefix}"
+        raise Refused(
+            "every address of the network is taken",
+            code="no-address",
+            tried="giving an address",
+            on=str(self._interface.network),
+            seen=f"{len(leases.addresses)} in use",
+            next_step="remove machines that are not needed",
+        )
+
+    def _read(self) -> Leases:
+        try:
+            return base.decode(self._leases.read_bytes(), Leases, str(self._leases))
+        except FileNotFoundError:
+            return Leases()
+
+    def _write(self, leases: Leases) -> None:
+        files.write_atomic(self._leases, base.encode(leases), durable=False)

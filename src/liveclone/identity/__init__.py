@@ -1,0 +1,1 @@
+"""The host's side of identity: judging what agents report, and keeping the evidence."""

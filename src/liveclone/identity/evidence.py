@@ -1,0 +1,87 @@
+"""Keep the evidence of each member of a snapshot's family, so that every new clone is compared with all of them.
+
+    snapshots/ID/key                    32 random bytes: digests of this family are keyed with it
+    snapshots/ID/evidence/MACHINE.json  the source's, and one for each clone ever verified (kept when a clone is gone)
+
+Two clones that come up at once must see each other, so comparing and recording is one step under a lock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from ..errors import Corrupt
+from ..host import files, locks
+from ..model import base
+from ..model.identity import Evidence, ItemReport
+from . import verify
+
+KEY_BYTES = 32
+
+
+class EvidenceBook:
+    """The evidence of one snapshot's family.
+
+    Args:
+        folder: the snapshot's folder.
+        lock: a lock file of its own.
+    """
+
+    def __init__(self, folder: Path, lock: Path) -> None:
+        self._folder = folder / "evidence"
+        self._key = folder / "key"
+        self._lock = lock
+
+    def make_key(self) -> bytes:
+        """Make the family's key; called once, when the snapshot is begun."""
+        key = secrets.token_bytes(KEY_BYTES)
+        files.write_atomic(self._key, key, durable=False)
+        return key
+
+    def key(self) -> bytes:
+        """Return the family's key.
+
+        Raises:
+            Corrupt: it is missing or has a wrong length; without it nothing can be compared, so nothing may start.
+        """
+        key = self._key.read_bytes() if self._key.exists() else b""
+        if len(key) != KEY_BYTES:
+            raise Corrupt(
+                "the snapshot's evidence key is damaged",
+                code="bad-key",
+                tried="reading the evidence key",
+                on=str(self._key),
+                seen=f"{len(key)} bytes",
+                next_step="take a new snapshot",
+            )
+        return key
+
+    def members(self) -> dict[str, Evidence]:
+        """Return all evidence so far, by machine id."""
+        found = {}
+        for path in sorted(self._folder.glob("*.json")):
+            found[path.stem] = base.decode(path.read_bytes(), Evidence, str(path))
+        return found
+
+    def load(self, machine_id: str) -> Evidence | None:
+        """Return one machine's evidence, or None."""
+        path = self._folder / f"{machine_id}.json"
+        return base.decode(path.read_bytes(), Evidence, str(path)) if path.exists() else None
+
+    def judge_and_record(self, evidence: Evidence, snapshot_items: tuple[ItemReport, ...]) -> Evidence:
+        """Judge `evidence` against snapshot and members, record it with the verdict, and return it so."""
+        with locks.hold(self._lock, f"comparing {evidence.name}", 60.0):
+            members = {key: value for key, value in self.members().items() if key != evidence.machine}
+            judged: Evidence = evidence.replace(
+                findings=verify.judge(evidence.items, snapshot_items, members),
+                compared_with=tuple(members),
+            )
+            self.record(judged)
+        return judged
+
+    def record(self, evidence: Evidence) -> None:
+        """Write evidence that needs no verdict (the source's)."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._folder / f"{evidence.machine}.json"
+        files.write_atomic(path, base.encode(evidence), durable=False)

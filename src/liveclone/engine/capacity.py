@@ -1,0 +1,56 @@
+"""Whether this host can carry what is asked, before anything is started.
+
+A clone shares the memory image, so it costs what it writes. How much that will be nobody knows; assumed are
+`OVERHEAD` for QEMU itself (30 MiB measured, idle) and a share of the RAM that an active clone dirties. What must stay
+free is `Settings.reserve_bytes`. A user who knows better says --overcommit.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import Refused
+from ..host import machine as host
+from ..model.snapshot import Snapshot
+from ..units import MIB, render_size
+from .context import Context
+
+OVERHEAD = 64 * MIB
+WRITTEN_SHARE = 0.15
+LEAST_RESERVE = 256 * MIB
+
+
+def side_by_side() -> int:
+    """Return how many clones may come up at once: two for each processor keeps both it and the disk busy."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def check_clones(ctx: Context, snapshot: Snapshot, count: int) -> None:
+    """Raise Refused unless `count` clones of the snapshot fit into the memory that is available."""
+    each = OVERHEAD + int(snapshot.hardware.ram_bytes * WRITTEN_SHARE)
+    _check(ctx, count * each, f"{count} clones of {snapshot.name} at about {render_size(each)} each", each)
+
+
+def check_boot(ctx: Context, ram_bytes: int) -> None:
+    """Raise Refused unless a machine with its whole RAM fits."""
+    _check(ctx, OVERHEAD + ram_bytes, f"a machine with {render_size(ram_bytes)}", 0)
+
+
+def _check(ctx: Context, needed: int, what: str, each: int) -> None:
+    memory = host.memory()
+    reserve = ctx.settings.reserve_bytes
+    if reserve is None:
+        reserve = max(LEAST_RESERVE, memory.total_bytes // 20)
+    free = memory.available_bytes - reserve
+    if needed <= free:
+        return
+    advice = f"ask for at most {max(free, 0) // each}, or add --overcommit" if each else "ask for less memory"
+    raise Refused(
+        f"not enough memory for {what}",
+        code="no-memory",
+        tried="checking the host's memory",
+        on=what,
+        seen=f"{render_size(needed)} needed, {render_size(max(free, 0))} free beyond the {render_size(reserve)} kept",
+        source_state="not touched",
+        next_step=advice,
+    )

@@ -1,0 +1,313 @@
+"""Start live clones from a snapshot: each a new machine, verified before it gets a network.
+
+    step       what                                                    its undo
+    make       name, id, MAC, address, manifest, disk overlay          remove them
+    restore    QEMU with the memory image mapped private, state loaded end the process
+    identify   the guest runs, without any NIC; agent resets all items
+    verify     the host compares with the snapshot and every sibling   (quarantine: it never gets a NIC)
+    connect    NIC with its new MAC, address, ports
+    ready      the manifest says so; the journal ends
+
+Several clones come up side by side; one that fails is removed (or kept, without a NIC, with `keep_failed`) and its
+siblings are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import trace
+from ..drivers.base import Handle, RestorePlan
+from ..errors import GuestError, LivecloneError, Refused
+from ..host import locks
+from ..ids import check_name, new_id
+from ..model.base import now
+from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
+from ..model.machine import Machine, Memory
+from ..model.network import NetworkKind, Port
+from ..model.snapshot import Snapshot
+from . import agent as agents
+from . import capacity, disposal, identify, parts, wiring
+from .context import Context
+
+MOST = 1000  # clones in one request
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    `names` may be fewer than `count`; the rest get SNAPSHOT-cN. `ports` go to each clone, so host port 0 for several.
+    """
+
+    snapshot: str
+    count: int = 1
+    names: Sequence[str] = ()
+    ports: Sequence[Port] = ()
+    network: NetworkKind | None = None
+    keep_failed: bool = False
+    overcommit: bool = False
+
+
+@dataclass
+class Result:
+    """One clone that was asked for: ready, or why not."""
+
+    name: str
+    machine: Machine | None = None
+    evidence: Evidence | None = None
+    error: LivecloneError | None = None
+    ready_s: float = 0.0  # from the request to verified and connected
+    steps_ms: dict[str, float] = field(default_factory=dict)
+
+
+async def start(ctx: Context, request: Request) -> list[Result]:
+    """Start clones and return one result each, in order; a failed one carries its error and leaves nothing.
+
+    Raises:
+        Refused: a bad count, name or port, or not enough memory for all of them. Nothing was started.
+        NotFound: there is no such snapshot. Corrupt: its parts do not match its manifest.
+        Unsupported: it was taken under another QEMU. Nothing was started.
+    """
+    began = time.monotonic()
+    found = ctx.snapshots.find(request.snapshot)
+    async with ctx.hold_snapshot(found.id, f"cloning {found.name}", shared=True) as snapshot:
+        names = _choose_names(ctx, snapshot, request)
+        memory = await asyncio.to_thread(parts.check, ctx, snapshot)
+        trace.at("clone.checked")
+        if not request.overcommit:
+            capacity.check_clones(ctx, snapshot, request.count)
+        key = ctx.evidence(snapshot.id).key()
+        gate = asyncio.Semaphore(capacity.side_by_side())
+        ctx.progress(f"starting {request.count} clone{'s' * (request.count > 1)}", 0.0)
+        done = 0
+
+        async def one(name: str) -> Result:
+            nonlocal done
+            result = Result(name)
+            async with gate:
+                try:
+                    await _Clone(ctx, snapshot, memory, key, request, result, began).carry_out()
+                except LivecloneError as error:
+                    error.source_state = error.source_state or "not touched"
+                    result.error = error
+            result.ready_s = time.monotonic() - began
+            done += 1
+            ctx.progress(f"{name} {'failed' if result.error else 'is ready'}", done / request.count)
+            return result
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name)) for name in names]
+    return [task.result() for task in tasks]
+
+
+class _Clone:
+    """One clone on its way."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        snapshot: Snapshot,
+        memory: Memory,
+        key: bytes,
+        request: Request,
+        result: Result,
+        began: float,
+    ) -> None:
+        self.ctx, self.snapshot, self.memory, self.key = ctx, snapshot, memory, key
+        self.request, self.result = request, result
+        self.marked = began
+
+    def mark(self, step: str) -> None:
+        self.result.steps_ms[step] = round((time.monotonic() - self.marked) * 1000, 3)
+        self.marked = time.monotonic()
+
+    async def carry_out(self) -> None:
+        ctx, machine_id = self.ctx, new_id()
+        self.mark("wait")
+        async with AsyncExitStack() as undo:
+            machine = self._make(machine_id)
+            await undo.enter_async_context(_alone(ctx, machine))
+            ctx.journal(machine_id).begin("clone", snapshot=self.snapshot.id)
+            keep = AsyncExitStack()
+            keep.push_async_callback(_remove, ctx, machine_id)
+            await undo.enter_async_context(keep)
+            self.mark("make")
+            trace.at("clone.made")
+            handle = await self._restore(machine)
+            undo.push_async_callback(handle.close)
+            machine = machine.replace(process=handle.process, memory=self.memory)
+            ctx.machines.save(machine, durable=False)
+            self.mark("restore")
+            trace.at("clone.restored")
+            try:
+                evidence, machine = await self._identify(handle, machine)
+            except LivecloneError:
+                if self.request.keep_failed:
+                    keep.pop_all()
+                    ctx.machines.save(machine.replace(quarantined=True))
+                    ctx.journal(machine_id).end()
+                raise
+            machine = wiring.publish(ctx, machine)
+            ctx.machines.save(machine, durable=False)
+            ctx.journal(machine_id).end()
+            keep.pop_all()
+        self.result.machine, self.result.evidence = machine, evidence
+        self.mark("ready")
+        trace.at("clone.ready")
+
+    def _make(self, machine_id: str) -> Machine:
+        ctx, snapshot = self.ctx, self.snapshot
+        network = self.request.network or snapshot.network
+        folder = ctx.layout.machine(machine_id)
+        disk = folder / "disk.qcow2"
+        machine = Machine(
+            id=machine_id,
+            name=self.result.name,
+            created_at=now(),
+            driver=snapshot.driver,
+            hardware=snapshot.hardware,
+            image=snapshot.image,
+            boot=snapshot.boot,
+            disk=str(disk),
+            disk_bytes=snapshot.disk_bytes,
+            layers=(snapshot.id, *snapshot.layers),
+            network=network,
+            nics=wiring.plan_nics(ctx, machine_id, network),
+            ports=wiring.choose_ports(network, self.request.ports),
+            generation=identify.first_generation().replace(counter=1),
+            clone_of=snapshot.id,
+        )
+        ctx.machines.create(machine)
+        parts.make_overlay(disk, ctx.layout.snapshot(snapshot.id) / snapshot.disk.file, snapshot.disk_bytes)
+        return machine
+
+    async def _restore(self, machine: Machine) -> Handle:
+        plan = RestorePlan(
+            machine_id=machine.id,
+            name=machine.name,
+            folder=self.ctx.layout.machine(machine.id),
+            hardware=machine.hardware,
+            boot=machine.boot,
+            disk=Path(machine.disk),
+            memory=self.memory,
+            device_state=self.ctx.layout.snapshot(self.snapshot.id) / self.snapshot.device_state.file,
+            ignore_shared=self.snapshot.ignore_shared,
+        )
+        return await self.ctx.driver.restore(plan)
+
+    async def _identify(self, handle: Handle, machine: Machine) -> tuple[Evidence, Machine]:
+        """Let the guest run without a NIC, renew and judge its identity, and only then connect it."""
+        ctx = self.ctx
+        async with agents.connect(handle, machine.name) as agent:
+            # Connected before the guest runs: to its agent the connection of the source simply goes on.
+            await handle.resume()
+            self.mark("resume")
+            trace.at("clone.resumed")
+            reported = await identify.become(agent, machine, self.key, self.snapshot.id)
+            self.mark("identify")
+            trace.at("clone.identified")
+            evidence = ctx.evidence(self.snapshot.id).judge_and_record(reported, self.snapshot.items)
+            if not evidence.verified:
+                raise _not_verified(machine, evidence)
+            self.mark("verify")
+            trace.at("clone.verified")
+            seen = await wiring.connect(ctx, handle, machine, agent)
+            evidence = _with_network(machine, evidence, seen)
+            ctx.evidence(self.snapshot.id).record(evidence)
+            if not evidence.verified:
+                await wiring.disconnect(handle, machine)
+                raise _not_verified(machine, evidence)
+            self.mark("connect")
+            trace.at("clone.connected")
+        return evidence, machine
+
+
+def _alone(ctx: Context, machine: Machine) -> AbstractAsyncContextManager[None]:
+    return locks.hold_async(ctx.layout.lock(f"machine-{machine.id}"), f"starting {machine.name}", 5.0)
+
+
+async def _remove(ctx: Context, machine_id: str) -> None:
+    """Undo a clone, whatever there is of it; shielded, so that an impatient user leaves nothing behind."""
+
+    async def work() -> None:
+        try:
+            machine = ctx.machines.load(machine_id)
+        except LivecloneError:
+            return
+        await disposal.dispose(ctx, machine)
+
+    await asyncio.shield(work())
+
+
+def _with_network(machine: Machine, evidence: Evidence, seen: Sequence[str]) -> Evidence:
+    """Add what the guest shows of its NICs: the MACs must be exactly those that were given."""
+    given = sorted(nic.mac for nic in machine.nics)
+    details = {"mac": ",".join(given), "address": ",".join(nic.address for nic in machine.nics)}
+    right = sorted(seen) == given
+    report = ItemReport(
+        item="network",
+        required=True,
+        status=ItemStatus.CONFIGURED if right else ItemStatus.FAILED,
+        details=details,
+        error="" if right else f"the guest shows {', '.join(seen) or 'no NIC'}",
+    )
+    others = tuple(item for item in evidence.items if item.item != "network")
+    findings = () if right else (Finding(item="network", reason=report.error),)
+    changed: Evidence = evidence.replace(items=(*others, report), findings=evidence.findings + findings)
+    return changed
+
+
+def _not_verified(machine: Machine, evidence: Evidence) -> GuestError:
+    first = evidence.findings[0]
+    more = f" (and {len(evidence.findings) - 1} more)" if len(evidence.findings) > 1 else ""
+    return GuestError(
+        f"{machine.name} is not verified as a machine of its own: {first.item}: {first.reason}{more}",
+        code="not-verified",
+        tried="verifying the clone's identity",
+        on=machine.name,
+        seen="; ".join(f"{finding.item}: {finding.reason}" for finding in evidence.findings),
+        next_step="clone with --keep-failed to look at it; it never gets a NIC",
+    )
+
+
+def _choose_names(ctx: Context, snapshot: Snapshot, request: Request) -> list[str]:
+    if not 1 <= request.count <= MOST:
+        raise Refused(
+            f"{request.count} clones cannot be started at once",
+            code="bad-count",
+            tried="counting clones",
+            seen=str(request.count),
+            next_step=f"ask for 1 to {MOST}",
+        )
+    if request.count > 1 and any(port.host_port for port in request.ports):
+        raise Refused(
+            "several clones cannot publish the same port of the host",
+            code="bad-port",
+            tried="publishing ports",
+            seen=f"{request.count} clones",
+            next_step="give host port 0, and each gets a free one",
+        )
+    names = [check_name(name, "machine name") for name in request.names]
+    taken = {machine.name for machine in ctx.machines.list()}
+    for name in names:
+        if name in taken or names.count(name) > 1:
+            raise Refused(
+                f"the name {name} is taken",
+                code="name-taken",
+                tried="naming clones",
+                on=name,
+                next_step="choose another name",
+            )
+    number = 1
+    while len(names) < request.count:
+        name = f"{snapshot.name[:50]}-c{number}"
+        if name not in taken and name not in names:
+            names.append(name)
+        number += 1
+    return names

@@ -1,0 +1,110 @@
+"""Let go of things that the caller holds: halt a machine, dispose of it or of a snapshot, sweep up what belongs to nothing.
+
+A frozen disk layer outlives its snapshot as long as a machine or a snapshot stands on it: then its folder under
+`snapshots/` has no manifest any more (so nobody sees it) and holds the layer alone. `sweep` takes it when the last one
+has gone. Memory is different: a process that maps an image keeps it alive by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import LivecloneError, StoreError
+from ..host import files, locks, process
+from ..model.machine import Machine, MemorySource
+from ..model.snapshot import Snapshot
+from . import parts, wiring
+from .context import Context
+
+
+async def halt(ctx: Context, machine: Machine) -> Machine:
+    """Make sure that no process of the machine is left, and return its manifest as stopped. Its disk stays."""
+    await wiring.unpublish(machine)
+    if machine.process is not None and process.is_alive(machine.process):
+        await process.end(machine.process)
+    for folder in ctx.layout.machine(machine.id).glob("run*"):
+        folder.unlink() if folder.is_symlink() else files.remove_tree(folder)
+    if machine.memory is not None and machine.memory.source is MemorySource.SHARED_HOT:
+        Path(machine.memory.path).unlink(missing_ok=True)
+    stopped: Machine = machine.replace(process=None, port_process=None, memory=None)
+    if stopped != machine:
+        ctx.machines.save(stopped)
+    return stopped
+
+
+async def dispose(ctx: Context, machine: Machine) -> None:
+    """Remove a machine with all it has; the caller holds it. Snapshots of it stay."""
+    if ctx.journal(machine.id).read() is None:
+        ctx.journal(machine.id).begin("remove")
+    await halt(ctx, machine)
+    ctx.layout.ram(machine.id).unlink(missing_ok=True)
+    ctx.machines.remove(machine.id)
+    wiring.release(ctx, machine)
+    ctx.layout.lock(f"machine-{machine.id}").unlink(missing_ok=True)
+    sweep(ctx)
+
+
+def dispose_snapshot(ctx: Context, snapshot: Snapshot) -> None:
+    """Remove a snapshot; the caller holds it alone. Machines that run from it run on; layers in use stay."""
+    folder = ctx.layout.snapshot(snapshot.id)
+    if snapshot.hot is not None:
+        Path(snapshot.hot.path).unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    keep_layer_only(folder)
+    for name in ("snapshot", "evidence"):
+        ctx.layout.lock(f"{name}-{snapshot.id}").unlink(missing_ok=True)
+    sweep(ctx)
+
+
+def keep_layer_only(folder: Path) -> None:
+    """Remove all of a snapshot's folder but its frozen disk layer."""
+    try:
+        for path in folder.iterdir():
+            if path.is_dir():
+                files.remove_tree(path)
+            elif path.name != parts.DISK:
+                path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(
+            f"a part of a snapshot cannot be removed: {error.strerror}",
+            tried="removing a snapshot",
+            on=str(folder),
+            seen=str(error),
+            next_step="liveclone repair",
+        ) from error
+
+
+def sweep(ctx: Context) -> None:
+    """Remove what belongs to nothing: frozen layers that nobody stands on, files on tmpfs without an owner.
+
+    Harmless at any time: what an operation under way is making is in its journal, and journals are asked first.
+    """
+    machines, snapshots = ctx.machines.list(), ctx.snapshots.list()
+    working = set()
+    for machine in machines:
+        try:
+            entry = ctx.journal(machine.id).read()
+        except (LivecloneError, OSError):
+            continue
+        if entry is not None:
+            working.add(str(entry.facts.get("snapshot", "")))
+    needed = {snapshot.id for snapshot in snapshots} | working
+    needed |= {layer for machine in machines for layer in machine.layers}
+    needed |= {layer for snapshot in snapshots for layer in snapshot.layers}
+    for folder in ctx.layout.snapshots.iterdir():
+        if folder.name not in needed and not locks.is_held(ctx.layout.lock(f"snapshot-{folder.name}")):
+            files.remove_tree(folder)
+    used = {machine.memory.path for machine in machines if machine.memory}
+    used |= {snapshot.hot.path for snapshot in snapshots if snapshot.hot}
+    used |= {str(ctx.layout.hot_image(snapshot_id)) for snapshot_id in working}
+    for path in ctx.layout.hot.glob("*.*"):
+        owner_id = path.name.partition(".")[0]
+        known = any(machine.id == owner_id for machine in machines)
+        if str(path) not in used and not known and not _is_busy(ctx, owner_id):
+            path.unlink(missing_ok=True)
+
+
+def _is_busy(ctx: Context, machine_id: str) -> bool:
+    return locks.is_held(ctx.layout.lock(f"machine-{machine_id}"))

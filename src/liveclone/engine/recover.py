@@ -1,0 +1,104 @@
+"""Settle what a dead operation left: its machine runs again, and nothing of the operation is left over.
+
+The journal says which operation it was and what it made. Settling is idempotent: it may die as well and is begun anew.
+
+    run, clone, start    the machine never became ready: its process ends; run and clone remove it whole
+    snapshot             driver.recover leaves one running process (finishing or undoing a handover), then the NICs and
+                         the agent; the snapshot, which has no manifest yet, is removed, unless it was complete
+    stop, remove         done to the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from ..errors import LivecloneError, NotFound
+from ..host import files, process
+from ..model.machine import Machine
+from ..store.journal import Entry
+from . import agent as agents
+from . import disposal, identify, wiring
+from .context import Context
+
+
+async def settle(ctx: Context, machine: Machine) -> Machine:
+    """Settle the machine's interrupted operation; the caller holds the machine.
+
+    Returns:
+        The manifest as it is afterwards.
+
+    Raises:
+        NotFound: the operation was making or removing the machine; it is gone now (code "no-machine").
+    """
+    entry = ctx.journal(machine.id).read()
+    if entry is None:
+        return machine
+    ctx.progress(f"settling an interrupted {entry.operation} of {machine.name}", None)
+    if entry.operation == "snapshot":
+        machine = await _settle_snapshot(ctx, machine, entry)
+    elif entry.operation in ("run", "clone", "remove"):
+        await disposal.dispose(ctx, machine)
+        raise NotFound(
+            f"{machine.name} is gone: an interrupted {entry.operation} was settled by removing it",
+            code="no-machine",
+            tried=f"settling an interrupted {entry.operation}",
+            on=machine.name,
+            seen=f"it had reached {entry.step}",
+            next_step=f"do the {entry.operation} again" if entry.operation != "remove" else "",
+        )
+    else:
+        machine = await disposal.halt(ctx, machine)
+    ctx.journal(machine.id).end()
+    return machine
+
+
+async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Machine:
+    facts = entry.facts
+    snapshot_id, next_disk = facts["snapshot"], Path(facts["next_disk"])
+    folder = ctx.layout.machine(machine.id)
+    committed = machine.disk == str(next_disk)
+    complete = any(snapshot.id == snapshot_id for snapshot in ctx.snapshots.list())
+    try:
+        if not committed:
+            found = await ctx.driver.recover(machine, folder, facts)
+            machine = machine.replace(process=found.process, memory=found.memory)
+            if found.on_next_disk:
+                machine = machine.replace(disk=str(next_disk), layers=(snapshot_id, *machine.layers))
+                committed = True
+            ctx.machines.save(machine)
+        elif not process.is_alive(machine.process):
+            raise NotFound(f"{machine.name} does not run any more", code="not-running", on=machine.name)
+        await _renew(ctx, machine)
+    except NotFound:
+        machine = await disposal.halt(ctx, machine)
+    if not committed:
+        next_disk.unlink(missing_ok=True)
+    if not complete:
+        _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
+    return machine
+
+
+async def _renew(ctx: Context, machine: Machine) -> None:
+    """Network, generation and entropy of a source whose snapshot was cut short. A silent agent is left for later."""
+    handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+    try:
+        await wiring.reconnect(ctx, handle, machine, None)
+        with contextlib.suppress(LivecloneError):
+            async with agents.connect(handle, machine.name) as agent:
+                await wiring.configure(machine, agent)
+                renewed = machine.replace(generation=identify.next_generation(machine.generation))
+                await identify.refresh(agent, renewed, b"\0" * 32, "")
+                ctx.machines.save(renewed)
+    finally:
+        await handle.close()
+
+
+def _drop(ctx: Context, machine: Machine, snapshot_id: str, memory: Path, *, keep_layer: bool) -> None:
+    """Remove a snapshot that was never finished; its frozen layer stays if the machine's disk stands on it."""
+    if machine.memory is None or machine.memory.path != str(memory):
+        memory.unlink(missing_ok=True)
+    if keep_layer:
+        disposal.keep_layer_only(ctx.layout.snapshot(snapshot_id))
+    else:
+        files.remove_tree(ctx.layout.snapshot(snapshot_id))

@@ -1,0 +1,53 @@
+"""Remove machines and snapshots by name."""
+
+from __future__ import annotations
+
+from ..errors import NotFound, Refused
+from ..host import process
+from ..model.machine import Machine
+from ..model.snapshot import Snapshot
+from . import disposal
+from .context import Context
+from .holding import hold_machine
+
+
+async def remove_machine(ctx: Context, text: str, *, force: bool) -> Machine:
+    """Remove the machine that `text` names; a running one only with `force`.
+
+    Raises:
+        Refused: it runs. NotFound: there is none.
+    """
+    found = ctx.machines.find(text)
+    try:
+        async with hold_machine(ctx, found.id, f"removing {found.name}") as machine:
+            if not force and process.is_alive(machine.process):
+                raise Refused(
+                    f"{machine.name} runs",
+                    code="still-running",
+                    tried="removing a machine",
+                    on=machine.name,
+                    seen="running",
+                    next_step=f"liveclone stop {machine.name}, or remove it with --force",
+                )
+            await disposal.dispose(ctx, machine)
+    except NotFound as error:
+        if error.code != "no-machine" or "interrupted remove" not in error.message:
+            raise
+    return found
+
+
+async def remove_snapshot(ctx: Context, text: str) -> Snapshot:
+    """Remove the snapshot that `text` names; waits for clones that are just starting from it.
+
+    Raises:
+        NotFound: there is none. Conflict: clones of it keep starting.
+    """
+    found = ctx.snapshots.find(text)
+    async with ctx.hold_snapshot(found.id, f"removing {found.name}", shared=False) as snapshot:
+        disposal.dispose_snapshot(ctx, snapshot)
+    return found
+
+
+def find_machines_of(ctx: Context, snapshot: Snapshot) -> list[Machine]:
+    """Return the machines that were cloned from a snapshot and still exist."""
+    return [machine for machine in ctx.machines.list() if machine.clone_of == snapshot.id]

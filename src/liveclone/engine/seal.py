@@ -1,0 +1,124 @@
+"""Seal a snapshot: a durable copy of its memory image, the digest of every part, all on disk, then the word `sealed`.
+
+Runs in a process of its own, so that the command that took the snapshot can end and clones can start meanwhile:
+
+    python -m liveclone.engine.seal HOME HOT SNAPSHOT-ID       log: snapshots/ID/seal.log
+
+A seal that died is begun anew by the next `snapshot`, `repair` or `snapshot seal`. Until a snapshot is sealed it does not
+survive a reboot of the host, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import Conflict, LivecloneError, StoreError
+from ..host import files, locks, process
+from ..model.machine import ProcessRef
+from ..model.snapshot import Part, Snapshot, SnapshotState
+from . import parts
+from .context import Context, open_context
+from .settings import read as read_settings
+
+LOG = "seal.log"
+DEADLINE_S = 3600.0
+
+
+def start(ctx: Context, snapshot: Snapshot) -> ProcessRef:
+    """Begin to seal in the background."""
+    settings = ctx.settings
+    argv = [sys.executable, "-m", __name__, str(settings.home), str(settings.hot), snapshot.id]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    log = ctx.layout.snapshot(snapshot.id) / LOG
+    return process.start(argv, cwd=Path("/"), log=log, env=environment)
+
+
+async def wait(ctx: Context, snapshot: Snapshot, sealing: ProcessRef) -> Snapshot:
+    """Wait until the snapshot is sealed, and return its manifest as it is then.
+
+    Raises:
+        StoreError: sealing failed; the snapshot can be used until the host reboots.
+    """
+    ctx.progress("sealing", None)
+    await process.wait(sealing, DEADLINE_S)
+    sealed = ctx.snapshots.load(snapshot.id)
+    if sealed.state is not SnapshotState.SEALED:
+        log = ctx.layout.snapshot(snapshot.id) / LOG
+        raise StoreError(
+            f"snapshot {snapshot.name} could not be sealed",
+            code="not-sealed",
+            tried="making the durable copy",
+            on=snapshot.name,
+            seen=log.read_text(errors="replace").strip()[-300:],
+            source_state="running",
+            next_step=f"liveclone snapshot seal {snapshot.name}; until then it does not survive a reboot",
+        )
+    return sealed
+
+
+def seal(ctx: Context, snapshot_id: str) -> Snapshot:
+    """Seal a snapshot, in this process; one that is sealed stays as it is.
+
+    Raises:
+        Conflict: another process seals it. NotFound: it was removed. StoreError: no room, no permission.
+    """
+    with locks.hold(ctx.layout.lock(f"seal-{snapshot_id}"), "sealing"):
+        snapshot = ctx.snapshots.load(snapshot_id)
+        if snapshot.state is SnapshotState.SEALED:
+            return snapshot
+        folder = ctx.layout.snapshot(snapshot_id)
+        parts.check(ctx, snapshot)
+        memory, disk = folder / snapshot.memory.file, folder / snapshot.disk.file
+        if snapshot.hot is not None and not memory.exists():
+            temporary = memory.with_suffix(".part")
+            temporary.unlink(missing_ok=True)
+            files.copy_sparse(Path(snapshot.hot.path), temporary, mode=0o400)
+            temporary.rename(memory)
+        sealed: Snapshot = snapshot.replace(
+            memory=_digested(memory, snapshot.memory),
+            disk=_digested(disk, snapshot.disk),
+            state=SnapshotState.SEALED,
+        )
+        for path in (disk, folder / snapshot.device_state.file):
+            _sync(path)
+        files.sync_folder(folder)
+        parts.remember_stamp(folder, memory)
+        if not (folder / "manifest.json").exists():
+            return snapshot  # removed while we worked: do not bring it back
+        ctx.snapshots.save(sealed)
+        return sealed
+
+
+def _digested(path: Path, part: Part) -> Part:
+    changed: Part = part.replace(digest=parts.digest(path), size_bytes=path.stat().st_size)
+    return changed
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def main(arguments: list[str]) -> int:
+    """Seal, as a process of its own."""
+    home, hot, snapshot_id = arguments
+    settings = replace(read_settings(), home=Path(home), hot=Path(hot))
+    os.nice(10)  # clones that start meanwhile come first
+    try:
+        seal(open_context(settings), snapshot_id)
+    except Conflict:
+        return 0
+    except LivecloneError as error:
+        sys.stderr.write(f"{error.code}: {error.message} ({error.seen})\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

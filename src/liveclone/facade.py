@@ -1,0 +1,130 @@
+"""The synchronous door for Python programs: `liveclone.Host`.
+
+    import liveclone
+
+    with liveclone.Host() as host:
+        web = host.run("debian", name="web")
+        warm = host.snapshot("web", name="warm")
+        for result in host.clone("warm", count=4):
+            print(result.machine.name, result.machine.nics[0].ip)
+
+A thin front of the engine's operations, which are coroutines; programs that have an event loop call those themselves
+(`liveclone.engine.run.run(context, ...)`). Every call raises the errors of `liveclone.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, Self, TypeVar
+
+from .engine import clone, execute, remove, repair, run, snapshot
+from .engine.context import Progress, open_context, silent
+from .engine.settings import Settings
+from .model.machine import Machine
+from .model.network import NetworkKind, Port
+from .model.snapshot import CaptureMethod, Snapshot
+from .units import MIB
+
+T = TypeVar("T")
+
+
+class Host:
+    """This host's machines and snapshots.
+
+    Args:
+        settings: where state is kept and which driver; the environment's by default (engine/settings.py).
+        progress: called with a step's name and, where known, the fraction that is done.
+    """
+
+    def __init__(self, settings: Settings | None = None, progress: Progress = silent) -> None:
+        self.context = open_context(settings, progress)
+        self._runner = asyncio.Runner()
+
+    def run(
+        self,
+        image: str,
+        *,
+        name: str = "",
+        ram_bytes: int = 512 * MIB,
+        vcpus: int = 1,
+        network: NetworkKind | None = None,
+        ports: Sequence[Port] = (),
+    ) -> Machine:
+        """Make a machine from an image and start it; returns when it is ready."""
+        request = run.Request(
+            image=image, name=name, ram_bytes=ram_bytes, vcpus=vcpus, network=network, ports=ports
+        )
+        return self._wait(run.run(self.context, request))
+
+    def start(self, machine: str) -> Machine:
+        """Start a stopped machine."""
+        return self._wait(run.start(self.context, machine))
+
+    def stop(self, machine: str, *, force: bool = False) -> Machine:
+        """Shut a machine down; with `force`, end its process."""
+        return self._wait(run.stop(self.context, machine, force=force))
+
+    def remove(self, machine: str, *, force: bool = False) -> None:
+        """Remove a machine and its disk."""
+        self._wait(remove.remove_machine(self.context, machine, force=force))
+
+    def execute(self, machine: str, argv: Sequence[str]) -> execute.Output:
+        """Run a command in a guest and return its output and exit code."""
+        return self._wait(execute.run_collecting(self.context, machine, argv))
+
+    def snapshot(
+        self,
+        machine: str,
+        *,
+        name: str = "",
+        method: CaptureMethod | None = None,
+        wait_sealed: bool = False,
+    ) -> Snapshot:
+        """Take a live snapshot; the machine runs on."""
+        request = snapshot.Request(machine=machine, name=name, method=method, wait_sealed=wait_sealed)
+        return self._wait(snapshot.take(self.context, request))
+
+    def clone(
+        self,
+        snapshot_name: str,
+        *,
+        count: int = 1,
+        names: Sequence[str] = (),
+        ports: Sequence[Port] = (),
+        keep_failed: bool = False,
+    ) -> list[clone.Result]:
+        """Start live clones; each result holds a ready machine with its evidence, or an error."""
+        request = clone.Request(
+            snapshot=snapshot_name, count=count, names=names, ports=ports, keep_failed=keep_failed
+        )
+        return self._wait(clone.start(self.context, request))
+
+    def machines(self) -> list[Machine]:
+        """Return all machines."""
+        return self.context.machines.list()
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all snapshots."""
+        return self.context.snapshots.list()
+
+    def remove_snapshot(self, name: str) -> None:
+        """Remove a snapshot; machines that run from it run on."""
+        self._wait(remove.remove_snapshot(self.context, name))
+
+    def repair(self) -> list[str]:
+        """Settle what interrupted operations left; returns the names of the machines concerned."""
+        return self._wait(repair.settle_all(self.context))
+
+    def close(self) -> None:
+        """Let go of everything; machines run on."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)

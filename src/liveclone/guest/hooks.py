@@ -1,0 +1,80 @@
+"""Applications' part: executables in /etc/liveclone/hooks.d/{prepare,cloned,resumed}/, in sorted order.
+
+`prepare` runs before a snapshot, `cloned` in each clone once its identity is new, `resumed` in the source after the
+snapshot, and also when a snapshot is called off. A hook sees LIVECLONE_EVENT and, where there is one,
+LIVECLONE_SNAPSHOT, LIVECLONE_GENERATION (uuid), LIVECLONE_COUNTER and LIVECLONE_HOSTNAME.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import process
+from .context import Context
+from .errors import CallError
+from .request import elapsed_ms
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FOLDER = "/etc/liveclone/hooks.d"
+
+
+def run_hooks(ctx: Context, event: str) -> list[dict[str, Any]]:
+    """Run the hooks of `event`, one after the other; return name, exit code, time and, if it failed, output.
+
+    A hook that fails does not keep the others from running: the caller decides what it means.
+    """
+    folder = ctx.path(f"{FOLDER}/{event}")
+    return [_run(ctx, event, folder, name) for name in _names(folder)]
+
+
+def check_hooks(event: str, reports: list[dict[str, Any]]) -> None:
+    """Raise CallError "hook-failed" naming each hook that failed."""
+    failed = [report for report in reports if report["code"]]
+    if failed:
+        told = "; ".join(f"{r['name']} ended with {r['code']}: {r['output']}".rstrip(": ") for r in failed)
+        raise CallError("hook-failed", f"hook {event}/{told}", hooks=reports)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # what editors and dpkg leave beside a file must not run
+    names = [
+        n
+        for n in names
+        if not n.startswith(".") and not n.endswith(("~", ".dpkg-old", ".dpkg-new", ".dpkg-dist"))
+    ]
+    return [n for n in names if os.path.isfile(f"{folder}/{n}") and os.access(f"{folder}/{n}", os.X_OK)]
+
+
+def _run(ctx: Context, event: str, folder: str, name: str) -> dict[str, Any]:
+    began = time.monotonic_ns()
+    output = process.Output()
+    with ctx.request.step(f"hook {event}/{name}"):
+        try:
+            child = process.start_for_user(
+                [f"{folder}/{name}"], env=_environment(ctx, event), stdout=output.fd, stderr=output.fd
+            )
+            with ctx.request.watched(child):
+                code = child.wait()
+        finally:
+            said = output.tail()
+    return {"name": name, "code": code, "took_ms": elapsed_ms(began), "output": said if code else ""}
+
+
+def _environment(ctx: Context, event: str) -> dict[str, str]:
+    facts = {
+        "LIVECLONE_SNAPSHOT": str(ctx.request.args.get("snapshot") or ""),
+        "LIVECLONE_GENERATION": str(ctx.generation.get("uuid", "")),
+        "LIVECLONE_COUNTER": str(ctx.generation.get("counter", "")),
+        "LIVECLONE_HOSTNAME": ctx.hostname,
+    }
+    env = {"PATH": process.PATH, "LANG": "C.UTF-8", "HOME": "/root", "LIVECLONE_EVENT": event}
+    env.update((key, value) for key, value in facts.items() if value)
+    return env

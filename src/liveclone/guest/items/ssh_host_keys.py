@@ -1,0 +1,188 @@
+"""SSH host keys: a clone that keeps its source's can be impersonated by any of its siblings.
+
+    at once      the old private keys are removed (all types); new ed25519 and ecdsa keys, of the types there were,
+                 take their place; sshd is told (SIGHUP: it runs itself anew)
+    after the    a new RSA key, if there was one: it takes seconds of processor time, so ssh-keygen makes it at the
+    reply        lowest priority; then sshd is told again
+
+Removing comes first: if the making fails, the guest has no host key rather than a shared one, and the host
+refuses the clone. An RSA key in the making is itself state that a clone of this clone would share, so the next
+reset kills it and starts over.
+
+NOT HANDLED: keys that sshd_config names outside /etc/ssh/ssh_host_*_key. Their absence from `details` is the
+tripwire.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from .. import files, process, sshkey
+from ..context import Context
+from ..errors import log_exception
+from . import Item
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import Details, Observed
+
+_FOLDER = "/etc/ssh"
+_PID_FILE = "/run/sshd.pid"
+_MAKING = "/etc/ssh/.liveclone-new"
+_RSA_BITS = "3072"  # ssh-keygen's own default
+_ECDSA_BITS = 256  # likewise
+
+
+class SshHostKeys(Item):
+    name = "ssh_host_keys"
+
+    def __init__(self) -> None:
+        self._rsa: process.Child | None = None  # ssh-keygen at work on a new RSA key
+        self._rsa_due = False  # there was an RSA key, and its successor is not there yet
+        self._turn = 0  # counts resets; what an earlier one left to do gives up
+
+    def observe(self, ctx: Context) -> Observed:
+        parts = []
+        details = {}
+        for kind, path in _find_keys(ctx):
+            public = (files.find_text(path + ".pub") or "").split()
+            if len(public) >= 2:
+                parts.append(f"{kind} {public[1]}")
+                details[kind] = sshkey.fingerprint(public[1])
+            else:  # no public half: the private one stands for it, under the host's key
+                parts.append(f"{kind} {files.find_text(path)}")
+                details[kind] = "no public key"
+        return "\n".join(parts).encode() or None, details
+
+    def reset(self, ctx: Context) -> Details:
+        self._turn += 1
+        if self._rsa is not None:
+            self._rsa.kill()
+        old = dict(_find_keys(ctx))
+        if not old and not self._rsa_due:
+            return {}
+        bits = _ecdsa_bits(files.find_text(old["ecdsa"] + ".pub")) if "ecdsa" in old else 0
+        for path in old.values():
+            files.remove(path)
+            files.remove(path + ".pub")
+            ctx.touched.append(path)
+        comment = f"root@{ctx.hostname or ctx.kernel.hostname()}"
+        draw = ctx.kernel.draw
+        if "ed25519" in old or "ecdsa" not in old:
+            _write_pair(ctx, "ed25519", sshkey.make_ed25519(draw, comment))
+        if "ecdsa" in old:
+            _write_pair(ctx, "ecdsa", sshkey.make_ecdsa(draw, comment, bits))
+        tell_sshd(ctx)
+        if "rsa" in old or self._rsa_due:
+            self._rsa_due = True
+            turn = self._turn
+            ctx.later.append(lambda: self._make_rsa(ctx, comment, turn))
+            return {"rsa": "a new key is being made"}
+        return {}
+
+    def warm(self, ctx: Context) -> None:
+        if _find_keys(ctx):
+            sshkey.warm()
+
+    def _make_rsa(self, ctx: Context, comment: str, turn: int) -> None:
+        making = ctx.path(f"{_MAKING}-{turn}")
+        name = "ssh_host_rsa_key"
+        line = ["ssh-keygen", "-q", "-t", "rsa", "-b", _RSA_BITS, "-N", "", "-C", comment, "-f", f"{making}/{name}"]
+        try:
+            files.remove_folder(making)
+            os.mkdir(making, mode=0o700)
+            child = process.start(line)
+            self._rsa = child
+            try:
+                _lower_priority(child.pid)
+                if turn != self._turn:
+                    child.kill()
+            finally:
+                code = child.wait()
+                if self._rsa is child:
+                    self._rsa = None
+            if turn != self._turn:
+                return
+            if code:
+                raise RuntimeError(f"ssh-keygen ended with {code}")
+            target = ctx.path(f"{_FOLDER}/{name}")
+            os.chmod(f"{making}/{name}.pub", 0o644)
+            os.rename(f"{making}/{name}.pub", f"{target}.pub")
+            os.rename(f"{making}/{name}", target)  # ssh-keygen has made it 0600
+            self._rsa_due = False
+            tell_sshd(ctx)
+            files.sync([target, f"{target}.pub"])
+        except (OSError, RuntimeError):
+            log_exception("making the RSA host key")
+        finally:
+            files.remove_folder(making)
+
+
+def _find_keys(ctx: Context) -> list[tuple[str, str]]:
+    """Return type and path of each private host key, sorted."""
+    folder = ctx.path(_FOLDER)
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    keys = [name for name in names if name.startswith("ssh_host_") and name.endswith("_key")]
+    return [(name[len("ssh_host_") : -len("_key")], f"{folder}/{name}") for name in keys]
+
+
+def _ecdsa_bits(public: str | None) -> int:
+    kind = (public or "").split(" ")[0]  # "ecdsa-sha2-nistp384"
+    digits = kind[len("ecdsa-sha2-nistp") :]
+    return int(digits) if digits.isdigit() and sshkey.has_curve(int(digits)) else _ECDSA_BITS
+
+
+def _write_pair(ctx: Context, kind: str, pair: sshkey.Pair) -> None:
+    target = f"{_FOLDER}/ssh_host_{kind}_key"
+    ctx.replace(target + ".pub", pair.public, 0o644)
+    ctx.replace(target, pair.private, 0o600)
+
+
+def _lower_priority(pid: int) -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        pass  # it has ended already, or may not: then it only takes its fair share
+
+
+def tell_sshd(ctx: Context) -> bool:
+    """Let a running sshd read its keys again; False when none runs (one started per connection reads them anyway)."""
+    pid = _find_sshd(ctx)
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _find_sshd(ctx: Context) -> int | None:
+    text = (files.find_text(ctx.path(_PID_FILE)) or "").strip()
+    if text.isdigit() and _is_sshd(ctx, text):
+        return int(text)
+    try:
+        entries = os.listdir(ctx.path("/proc"))
+    except FileNotFoundError:
+        return None
+    for entry in entries:
+        if entry.isdigit() and _is_sshd(ctx, entry):
+            status = files.find_text(ctx.path(f"/proc/{entry}/status")) or ""
+            if "\nPPid:\t1\n" in status:  # not the process of one connection
+                return int(entry)
+    return None
+
+
+def _is_sshd(ctx: Context, pid: str) -> bool:
+    try:
+        return (files.find_text(ctx.path(f"/proc/{pid}/comm")) or "").strip() == "sshd"
+    except OSError:  # it ended between listing and reading (ESRCH)
+        return False
+
+
+ITEM = SshHostKeys

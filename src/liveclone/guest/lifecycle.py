@@ -1,0 +1,220 @@
+"""The calls around a snapshot: observe, prepare, identify (in a clone), resume (in the source).
+
+    source    observe* ── prepare ──────┬── resume ── (runs on)
+                          (snapshot)    └┄┄ identify ── (a clone, later, any number of times)
+
+One of prepare, identify and resume runs at a time. identify and resume may be asked again after a lost reply:
+the same generation gives the same reply and changes nothing a second time.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from . import files, generation
+from .context import Context
+from .errors import CallError, CannotChange, log_exception
+from .hooks import check_hooks, run_hooks
+from .items import Item
+from .kernel import Kernel
+from .request import Request, elapsed_ms
+from .workers import Workers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Report = dict[str, Any]
+
+_CANNOT_CHANGE = (errno.EROFS, errno.EBUSY, errno.EPERM)
+
+
+class Lifecycle:
+    """Runs the items and hooks of one guest."""
+
+    def __init__(
+        self,
+        root: str,
+        kernel: Kernel,
+        items: list[Item],
+        workers: Workers,
+        on_identify: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.items = items
+        self._root = root
+        self._kernel = kernel
+        self._workers = workers
+        self._on_identify = on_identify
+        self._turn = threading.Lock()
+        self._holder = ""
+        self._last: dict[str, Any] = {}  # the latest identify or resume: its key and its result
+
+    def observe(self, request: Request) -> dict[str, Any]:
+        """Report the items named (all without names) without touching them."""
+        names = request.args.get("items")
+        if names is not None and not set(names) <= {item.name for item in self.items}:
+            raise CallError(
+                "unknown-item", f"this agent has no {sorted(set(names) - {i.name for i in self.items})}"
+            )
+        ctx = self._context(request)
+        return {"items": [_observe(ctx, item) for item in self.items if names is None or item.name in names]}
+
+    def prepare(self, request: Request) -> dict[str, Any]:
+        """Report all items and let the applications prepare; if one cannot, all of them are told to go on."""
+        ctx = self._context(request)
+        with self._only("prepare", request):
+            hooks = run_hooks(ctx, "prepare")
+            try:
+                check_hooks("prepare", hooks)
+            except CallError as error:
+                error.more["undo"] = run_hooks(ctx, "resumed")
+                raise
+            self.warm(ctx)
+            return {"items": [_observe(ctx, item) for item in self.items], "hooks": hooks}
+
+    def identify(self, request: Request) -> dict[str, Any]:
+        """Give this machine, a clone, an identity of its own."""
+        return self._renew(request, "identify", "cloned", self.items)
+
+    def resume(self, request: Request) -> dict[str, Any]:
+        """Give this machine, the source, a new generation and fresh randomness."""
+        return self._renew(request, "resume", "resumed", [item for item in self.items if item.for_source])
+
+    def warm(self, ctx: Context) -> None:
+        """Touch what a reset will need. A failure here is no failure of the call."""
+        for item in self.items:
+            with ctx.request.step(f"warming item {item.name}"):
+                try:
+                    item.warm(ctx)
+                except Exception:
+                    log_exception(f"warming item {item.name}")
+
+    def _renew(self, request: Request, call: str, event: str, items: list[Item]) -> dict[str, Any]:
+        ctx = self._context(request)
+        ctx.generation = generation.check(request.args.get("generation"))
+        with self._only(call, request):
+            asked = (call, ctx.generation["uuid"])
+            if self._last.get("asked") == asked:
+                return dict(self._last["result"])
+            if call == "identify":
+                self._on_identify()
+            reports = self._reset_all(ctx, [item for item in items if item.order == 0])
+            generation.store(self._root, ctx.generation)
+            reports += self._reset_all(ctx, [item for item in items if item.order > 0])
+            # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
+            # what its disk says: its source's identity.
+            request.later.insert(0, lambda: files.sync(ctx.touched))
+            result = {
+                "items": reports,
+                "hooks": run_hooks(ctx, event),
+                "generation": ctx.generation,
+                "took_ms": elapsed_ms(request.read_at_ns),
+            }
+            self._last = {"asked": asked, "result": result}
+            return result
+
+    def _reset_all(self, ctx: Context, items: list[Item]) -> list[Report]:
+        """Reset by rising order; within one, what is slow goes to threads of its own while the rest is done here."""
+        reports: dict[str, Report] = {}
+        for order in sorted({item.order for item in items}):
+            together = [item for item in items if item.order == order]
+            slow = [item for item in together if item.slow]
+            done = threading.Semaphore(0)
+            for item in slow:
+                self._workers.submit(_reset_into(reports, ctx, item, done))
+            for item in together:
+                if item not in slow:
+                    reports[item.name] = _reset(ctx, item)
+            for _ in slow:
+                done.acquire()
+        return [reports[item.name] for item in items]
+
+    def _context(self, request: Request) -> Context:
+        return Context(self._root, self._kernel, request, bytes.fromhex(request.args.get("key") or ""))
+
+    @contextmanager
+    def _only(self, call: str, request: Request) -> Iterator[None]:
+        if not self._turn.acquire(timeout=request.remaining_s() / 2):
+            raise CallError("busy", f"{self._holder} still runs")
+        self._holder = call
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
+def _reset_into(
+    reports: dict[str, Report], ctx: Context, item: Item, done: threading.Semaphore
+) -> Callable[[], None]:
+    def reset() -> None:
+        try:
+            reports[item.name] = _reset(ctx, item)
+        finally:
+            done.release()
+
+    return reset
+
+
+def _observe(ctx: Context, item: Item) -> Report:
+    report = _new_report(item)
+    began = time.monotonic_ns()
+    with ctx.request.step(f"item {item.name}"):
+        try:
+            value, report["details"] = item.observe(ctx)
+            report["status"] = "absent" if value is None else "present"
+            report["before"] = ctx.digest(item.name, value or b"")
+        except Exception as error:
+            _note_failure(report, item, error)
+    report["took_ms"] = elapsed_ms(began)
+    return report
+
+
+def _reset(ctx: Context, item: Item) -> Report:
+    report = _new_report(item)
+    began = time.monotonic_ns()
+    with ctx.request.step(f"item {item.name}"):
+        try:
+            before, _ = item.observe(ctx)
+            report["before"] = ctx.digest(item.name, before or b"")
+            told = item.reset(ctx)
+            after, details = item.observe(ctx)
+            report["after"] = ctx.digest(item.name, after or b"")
+            report["details"] = dict(details, **told)
+            if item.configured:
+                report["status"] = "configured"
+            elif before is None and after is None:
+                report["status"] = "absent"
+            else:
+                report["status"] = "kept" if before == after else "changed"
+        except CannotChange as error:
+            report["status"], report["error"] = "shared", str(error)
+        except OSError as error:
+            _note_failure(report, item, error)
+            if error.errno in _CANNOT_CHANGE:
+                report["status"] = "shared"
+        except Exception as error:
+            _note_failure(report, item, error)
+    report["took_ms"] = elapsed_ms(began)
+    return report
+
+
+def _new_report(item: Item) -> Report:
+    return {
+        "item": item.name,
+        "required": item.required,
+        "status": "failed",
+        "before": "",
+        "after": "",
+        "took_ms": 0.0,
+        "details": {},
+        "error": "",
+    }
+
+
+def _note_failure(report: Report, item: Item, error: Exception) -> None:
+    log_exception(f"item {item.name}")
+    report["status"], report["error"] = "failed", f"{type(error).__name__}: {error}"

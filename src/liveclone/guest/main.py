@@ -1,0 +1,164 @@
+"""The agent's process: both ports, a thread each, until SIGTERM.
+
+    agent.pyz [--root DIR] [--control PORT] [--exec PORT]
+
+PORT is the name of a virtio-serial port, or the number of an inherited descriptor (a test's socket). With
+--precompile the zipapp adds compiled modules to itself and ends (`precompile`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from . import PROTOCOL, VERSION, files, generation, process
+from .channel import Channel
+from .context import Context
+from .errors import log, log_exception
+from .items import load_items
+from .jobs import Jobs
+from .kernel import Kernel
+from .lifecycle import Lifecycle
+from .network import Network
+from .port import open_port
+from .power import power
+from .request import Request
+from .server import Server
+from .workers import Workers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .server import Call
+
+CONTROL_PORT = "org.liveclone.agent.0"
+EXEC_PORT = "org.liveclone.exec.0"
+_STACK_BYTES = 512 * 1024  # of a thread; the default of 8 MiB is only address space, but is counted by limits
+_AFTER_FAILURE_S = 1.0
+
+
+class Agent:
+    """Everything the ports share. `kernel` can be one that records (tests)."""
+
+    def __init__(self, root: str = "/", kernel: Kernel | None = None) -> None:
+        self.root = root
+        self.kernel = kernel or Kernel()
+        self.workers = Workers()
+        self.jobs = Jobs()
+        self.servers: list[Server] = []
+        self.lifecycle = Lifecycle(root, self.kernel, load_items(), self.workers, self.jobs.orphan_all)
+        self.network = Network(root)
+        self.calls: dict[str, Call] = {
+            "ping": self.ping,
+            "observe": self.lifecycle.observe,
+            "prepare": self.lifecycle.prepare,
+            "identify": self.lifecycle.identify,
+            "resume": self.lifecycle.resume,
+            "network": self.network.configure,
+            "exec_start": self.jobs.start,
+            "exec_io": self.jobs.io,
+            "exec_signal": self.jobs.signal,
+            "exec_resize": self.jobs.resize,
+            "exec_close": self.jobs.close,
+            "power": power,
+        }
+
+    def ping(self, request: Request) -> dict[str, Any]:
+        """Say who answers."""
+        return {
+            "agent": VERSION,
+            "protocol": PROTOCOL,
+            "boot_id": (files.find_text("/proc/sys/kernel/random/boot_id") or "").strip(),
+            "generation": generation.load(self.root),
+            "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME),
+            "python": sys.version.split()[0],
+            "items": [item.name for item in self.lifecycle.items],
+            "pid": os.getpid(),
+            "ignored_lines": sum(server.ignored for server in self.servers),
+        }
+
+    def warm(self) -> None:
+        """Go once through what a clone does first, so that it is loaded, compiled and in memory by then."""
+        request = Request("", "warm", {"key": "00"}, 30.0, lambda reply: None)
+        try:
+            self.ping(request)
+            self.lifecycle.observe(request)
+        except Exception:  # whatever it is, the real call reports it
+            log_exception("warming up")
+
+    def serve(self, channel: Channel) -> None:
+        """Answer on `channel` until its device is gone."""
+        server = Server(channel, self.calls, self.workers)
+        self.servers.append(server)
+        try:
+            server.serve()
+        finally:
+            self.servers.remove(server)
+
+    def serve_port(self, port: str) -> None:
+        """Answer on a port for ever: when its device goes away, wait for it to come back."""
+        while True:
+            try:
+                channel = Channel(int(port) if port.isdigit() else open_port(port))
+                log(f"serving {port}")
+                self.serve(channel)
+                channel.close()
+            except Exception:  # the edge of a thread
+                log_exception(f"port {port}")
+                time.sleep(_AFTER_FAILURE_S)  # whatever it is, it must not fill the journal
+            if port.isdigit():
+                return
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent; return when SIGTERM or SIGINT comes."""
+    if arguments == ["--precompile"]:
+        from .precompile import precompile  # once, when an image is built; it imports much
+
+        precompile(sys.argv[0])
+        return 0
+    options = {"--root": "/", "--control": CONTROL_PORT, "--exec": EXEC_PORT}
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if name not in options or not rest:
+            log(f"unknown option {name}, or no value")
+            return 2
+        options[name] = rest.pop(0)
+    told_to_end = _watch_signals()
+    threading.stack_size(_STACK_BYTES)
+    agent = Agent(options["--root"])
+    for port in (options["--control"], options["--exec"]):
+        threading.Thread(target=agent.serve_port, args=(port,), daemon=True).start()
+    agent.warm()
+    log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")
+    os.read(told_to_end, 1)
+    end_children()
+    return 0
+
+
+def _watch_signals() -> int:
+    """Return a descriptor that becomes readable when we are told to end.
+
+    Not a mask and sigwait(): our children would inherit the mask and be deaf to SIGTERM.
+    """
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write_fd, False)
+    signal.set_wakeup_fd(write_fd)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return read_fd
+
+
+def end_children(grace_s: float = 1.0) -> None:
+    """End every child's process group: SIGTERM, then SIGKILL; returns when all are waited for, or cannot be ended."""
+    for child in process.living():
+        child.signal_group(signal.SIGTERM)
+    if not process.wait_for_all(grace_s):
+        for child in process.living():
+            child.kill()
+        process.wait_for_all(grace_s)

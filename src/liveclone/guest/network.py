@@ -1,0 +1,150 @@
+"""The call `network`: wait for the cards the host has plugged, and give each its address.
+
+On the way of every clone and of every source after its snapshot, so: no process, no polling, the requests for a
+card in one send. A source gets the card it had, with its MAC; an address that is there already is left alone, and
+nothing is taken away that its open connections stand on. IPv6 is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+
+from . import files, netlink
+from .errors import CallError, log
+from .netlink import Link, Route
+from .request import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_ETH_P_ARP = 0x0806
+_DEFAULT_WAIT_S = 10.0
+_SECOND_METRIC = 100  # of the second card's default route; the first has 0
+
+
+class Nic:
+    """One card as the host wants it."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.mac = str(args["mac"]).lower()
+        self.ip, _, prefix = str(args["address"]).partition("/")
+        self.prefix = int(prefix or 32)
+        self.gateway = str(args.get("gateway") or "")
+        self.dns = str(args.get("dns") or "").replace(",", " ").split()
+        socket.inet_aton(self.ip)
+        if not 0 <= self.prefix <= 32:
+            raise ValueError(f"{args['address']!r} is no address")
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.ip}/{self.prefix}"
+
+    def reaches(self, other: str) -> bool:
+        """Tell whether `other` lies in this card's own network."""
+        shift = 32 - self.prefix
+        return _number(self.ip) >> shift == _number(other) >> shift
+
+
+class Network:
+    """Configures cards of the running kernel; resolv.conf lies under `root`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def configure(self, request: Request) -> dict[str, Any]:
+        """Wait for each card of `nics` and configure it; return what each has now."""
+        try:
+            nics = [Nic(args) for args in request.args.get("nics") or []]
+            wait_s = float(request.args.get("wait_s") or _DEFAULT_WAIT_S)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CallError("bad-request", f"nics: {error!r}") from error
+        with Route() as route:
+            with request.step("waiting for " + ", ".join(nic.mac for nic in nics)):
+                links = _wait_for_links(
+                    route, [nic.mac for nic in nics], min(wait_s, request.remaining_s() * 0.9)
+                )
+            metric = 0
+            for nic in nics:
+                _configure(route, links[nic.mac], nic, metric)
+                if nic.gateway:
+                    metric += _SECOND_METRIC
+            self._write_resolv_conf(nics)
+            after = {link.index: link for link in route.links()}
+            addresses = route.addresses()
+        interfaces = []
+        for nic in nics:
+            index = links[nic.mac].index
+            link = after.get(index, links[nic.mac])  # udev may have renamed it meanwhile
+            mine = [address.cidr for address in addresses if address.index == index]
+            interfaces.append({"name": link.name, "mac": link.mac, "addresses": mine})
+        return {"interfaces": interfaces}
+
+    def _write_resolv_conf(self, nics: list[Nic]) -> None:
+        servers = list(dict.fromkeys(server for nic in nics for server in nic.dns))
+        path = os.path.join(self._root, "etc/resolv.conf")
+        if not servers or os.path.islink(path):  # a link leads to systemd-resolved's or resolvconf's own
+            return
+        text = "".join(f"nameserver {server}\n" for server in servers)
+        if files.find_text(path) == text:
+            return
+        try:
+            files.replace_file(path, text)
+        except OSError as error:
+            log(f"{path} stays as it is: {error}")
+
+
+def _wait_for_links(route: Route, macs: list[str], wait_s: float) -> dict[str, Link]:
+    """Return the link of each MAC; raise CallError "no-link" naming those that did not come."""
+    end = time.monotonic() + wait_s
+    with Route(netlink.RTMGRP_LINK) as news:  # listens before it looks
+        found = {link.mac: link for link in route.links()}
+        while not set(macs) <= set(found):
+            left = end - time.monotonic()
+            if left <= 0:
+                missing = ", ".join(sorted(set(macs) - set(found)))
+                raise CallError("no-link", f"no card with MAC {missing} came within {wait_s:g} s")
+            found.update({link.mac: link for link in news.changed_links(left) or route.links()})
+    return found
+
+
+def _configure(route: Route, link: Link, nic: Nic, metric: int) -> None:
+    stale = [a for a in route.addresses() if a.index == link.index and a.cidr != nic.cidr]
+    # Stale addresses go first: with the first address of a subnet the kernel takes the others of that subnet too, and the
+    # wanted one may be among them. Adding it when it is there is EEXIST and changes nothing.
+    requests = [netlink.remove_address(address) for address in stale]
+    requests += [netlink.set_up(link.index), netlink.add_address(link.index, nic.ip, nic.prefix)]
+    if nic.gateway:
+        onlink = not nic.reaches(nic.gateway)
+        requests.append(netlink.set_default_route(link.index, nic.gateway, onlink, metric))
+    results = route.carry_out(requests)[len(stale) :]
+    try:
+        netlink.raise_for(results[0], f"switching {link.name} on")
+        netlink.raise_for(results[1], f"giving {link.name} the address {nic.cidr}", errno.EEXIST)
+        if nic.gateway:
+            netlink.raise_for(results[2], f"the route through {nic.gateway}")
+    except OSError as error:
+        raise CallError("network-failed", str(error)) from error
+    _announce(link, nic)
+
+
+def _announce(link: Link, nic: Nic) -> None:
+    """Tell neighbours and bridges where this address is now (gratuitous ARP, RFC 5227 section 3)."""
+    mac, ip = bytes.fromhex(link.mac.replace(":", "")), socket.inet_aton(nic.ip)
+    frame = (
+        b"\xff" * 6 + mac + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
+    )
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as packet:
+            packet.bind((link.name, 0))
+            packet.send(frame)
+    except OSError as error:  # neighbours ask by themselves, a little later
+        log(f"{link.name}: not announced: {error}")
+
+
+def _number(ip: str) -> int:
+    return int.from_bytes(socket.inet_aton(ip), "big")

@@ -1,0 +1,60 @@
+"""Host side: put the agent into one file that any Python 3.8 runs.
+
+    agent.pyz
+    ├── __main__.py           starts the agent
+    └── liveclone_guest/      this package, without what only the host needs
+
+The same sources give the same bytes, whenever and wherever they are packed, so `digest()` may be part of an
+image's recipe. Entries are stored, not deflated: the guest then needs no zlib to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+PACKAGE = "liveclone_guest"
+SERVICE = Path(__file__).with_name("liveclone-agent.service")
+
+_HERE = Path(__file__).parent
+_HOST_ONLY = {"pack.py"}
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip file can tell
+_MAIN = f"import sys\n\nfrom {PACKAGE}.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+
+
+def pack(target: Path) -> None:
+    """Write the agent to `target`, whole or not at all; parent folders must be there."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(render())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest() -> str:
+    """Return the SHA-256, in hex, of what pack() writes."""
+    return hashlib.sha256(render()).hexdigest()
+
+
+def render() -> bytes:
+    """Return the bytes of the zipapp."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "__main__.py", _MAIN.encode())
+        for path in sorted(_HERE.rglob("*.py")):
+            name = path.relative_to(_HERE).as_posix()
+            if name not in _HOST_ONLY:
+                _add(archive, f"{PACKAGE}/{name}", path.read_bytes())
+    return content.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.create_system = 3  # Unix, on whatever system this runs
+    entry.external_attr = 0o100644 << 16
+    archive.writestr(entry, data)

@@ -34,6 +34,27 @@ def check_clones(ctx: Context, snapshot: Snapshot, count: int) -> None:
 def check_boot(ctx: Context, ram_bytes: int) -> None:
     """Raise Refused unless a machine with its whole RAM fits."""
     _check(ctx, OVERHEAD + ram_bytes, f"a machine with {render_size(ram_bytes)}", 0)
+    check_hot(ctx, ram_bytes, f"a machine with {render_size(ram_bytes)}")
+
+
+def check_hot(ctx: Context, needed: int, what: str) -> None:
+    """Raise Refused unless a file of `needed` bytes fits into the hot folder.
+
+    A tmpfs that runs full does not only fail our write: every QEMU whose guest then touches a new page of its RAM
+    file is killed (SIGBUS). So what could fill it is refused beforehand.
+    """
+    found = host.file_system(ctx.layout.hot)
+    if found.free_bytes >= needed:
+        return
+    raise Refused(
+        f"the hot folder has no room for {what}",
+        code="hot-full",
+        tried="checking the hot folder",
+        on=str(ctx.layout.hot),
+        seen=f"{render_size(needed)} needed, {render_size(found.free_bytes)} free",
+        source_state="not touched",
+        next_step="remove snapshots or machines, or set LIVECLONE_HOT to a larger tmpfs",
+    )
 
 
 def _check(ctx: Context, needed: int, what: str, each: int) -> None:

@@ -212,14 +212,16 @@ class _Clone:
             reported = await identify.become(agent, machine, self.key, self.snapshot.id)
             self.mark("identify")
             trace.at("clone.identified")
-            evidence = ctx.evidence(self.snapshot.id).judge_and_record(reported, self.snapshot.items)
+            existing = {other.id for other in ctx.machines.list()}
+            book = ctx.evidence(self.snapshot.id)
+            evidence = book.judge_and_record(reported, self.snapshot.items, existing)
             if not evidence.verified:
                 raise _not_verified(machine, evidence)
             self.mark("verify")
             trace.at("clone.verified")
             seen = await wiring.connect(ctx, handle, machine, agent)
             evidence = _with_network(machine, evidence, seen)
-            ctx.evidence(self.snapshot.id).record(evidence)
+            book.record(evidence)
             if not evidence.verified:
                 await wiring.disconnect(handle, machine)
                 raise _not_verified(machine, evidence)

@@ -1,8 +1,8 @@
-"""Remove machines and snapshots by name."""
+"""Remove machines, snapshots and images by name."""
 
 from __future__ import annotations
 
-from ..errors import NotFound, Refused
+from ..errors import Conflict, NotFound, Refused
 from ..host import process
 from ..model.machine import Machine
 from ..model.snapshot import Snapshot
@@ -51,3 +51,25 @@ async def remove_snapshot(ctx: Context, text: str) -> Snapshot:
 def find_machines_of(ctx: Context, snapshot: Snapshot) -> list[Machine]:
     """Return the machines that were cloned from a snapshot and still exist."""
     return [machine for machine in ctx.machines.list() if machine.clone_of == snapshot.id]
+
+
+async def remove_image(ctx: Context, name: str) -> None:
+    """Remove an image that nothing was made from, or nothing that still exists.
+
+    Raises:
+        Conflict: machines or snapshots stand on its disk; they are named.
+        NotFound: there is none.
+    """
+    ctx.images.load(name)
+    users = [machine.name for machine in ctx.machines.list() if machine.image == name]
+    users += [snapshot.name for snapshot in ctx.snapshots.list() if snapshot.image == name]
+    if users:
+        raise Conflict(
+            f"image {name} is in use",
+            code="image-in-use",
+            tried="removing an image",
+            on=name,
+            seen=", ".join(users),
+            next_step="remove those first",
+        )
+    await ctx.images.remove(name)

@@ -44,7 +44,6 @@ class Request:
     vcpus: int = 1
     network: NetworkKind | None = None
     ports: Sequence[Port] = ()
-    wait: bool = True  # until the agent has answered and the network is there
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +68,7 @@ async def run(ctx: Context, request: Request) -> Machine:
         undo.push_async_callback(handle.close)
         machine = _with_process(ctx, machine, handle)
         trace.at("run.booted")
-        machine = await _come_up(ctx, handle, machine, image.has_agent, request.wait, first=True)
+        machine = await _come_up(ctx, handle, machine, image.has_agent, first=True)
         ctx.journal(machine.id).end()
         undo.pop_all()
         await handle.close()
@@ -108,7 +107,7 @@ async def start(ctx: Context, text: str) -> Machine:
             undo.push_async_callback(handle.close)
             machine = _with_process(ctx, machine, handle)
             trace.at("start.booted")
-            machine = await _come_up(ctx, handle, machine, _has_agent(ctx, machine), True, first=False)
+            machine = await _come_up(ctx, handle, machine, _has_agent(ctx, machine), first=False)
             ctx.journal(machine.id).end()
             undo.pop_all()
             await handle.close()
@@ -214,10 +213,10 @@ def _with_process(ctx: Context, machine: Machine, handle: Handle) -> Machine:
 
 
 async def _come_up(
-    ctx: Context, handle: Handle, machine: Machine, has_agent: bool, wait: bool, *, first: bool
+    ctx: Context, handle: Handle, machine: Machine, has_agent: bool, *, first: bool
 ) -> Machine:
     """Wait for the agent, give a first identity, connect; a guest without an agent just gets its NIC."""
-    if not has_agent or not wait:
+    if not has_agent:
         await wiring.connect(ctx, handle, machine, None)
     else:
         ctx.progress(f"waiting for {machine.name} to boot", None)

@@ -33,7 +33,7 @@ from ..model.machine import Machine, MachineState, MemorySource
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from ..store.journal import Journal
 from . import agent as agents
-from . import identify, parts, seal, wiring
+from . import capacity, identify, parts, seal, wiring
 from .context import Context
 from .holding import hold_machine
 
@@ -129,6 +129,8 @@ def _plan(ctx: Context, machine: Machine, request: Request) -> _Work:
             source_state="running, not touched",
             next_step="leave the method out (stream)",
         )
+    if method is not CaptureMethod.HANDOVER:
+        capacity.check_hot(ctx, machine.hardware.ram_bytes, f"the memory image of {machine.name}")
     name = request.name or _free_name(ctx, machine)
     check_name(name, "snapshot name")
     taken = [other for other in ctx.snapshots.list() if other.name == name]

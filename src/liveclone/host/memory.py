@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 from pathlib import Path
 
 from ..errors import HypervisorError, NotFound
@@ -24,13 +23,13 @@ _libc.process_vm_readv.restype = ctypes.c_ssize_t
 def find_mapping(pid: int, path: Path) -> tuple[int, int]:
     """Return the first and the last-plus-one address where `path` is mapped in process `pid`.
 
-    The file is known by its inode, so it may have been renamed or removed since.
+    The file may have been removed since; the kernel then adds a word to its name.
 
     Raises:
         NotFound: the process is gone, or does not map the file.
     """
+    names = (str(path), f"{path} (deleted)")
     try:
-        stat = path.stat()
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound(
@@ -40,11 +39,10 @@ def find_mapping(pid: int, path: Path) -> tuple[int, int]:
             on=str(pid),
             seen=str(error),
         ) from error
-    device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}"
     found = []
     for line in lines:
         fields = line.split(maxsplit=5)
-        if fields[3] == device and int(fields[4]) == stat.st_ino:
+        if len(fields) == 6 and fields[5] in names:
             start, _, end = fields[0].partition("-")
             found.append((int(start, 16), int(end, 16)))
     if not found:

@@ -9,6 +9,7 @@ Two clones that come up at once must see each other, so comparing and recording 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Container
 from pathlib import Path
 
 from ..errors import Corrupt
@@ -69,12 +70,17 @@ class EvidenceBook:
         path = self._folder / f"{machine_id}.json"
         return base.decode(path.read_bytes(), Evidence, str(path)) if path.exists() else None
 
-    def judge_and_record(self, evidence: Evidence, snapshot_items: tuple[ItemReport, ...]) -> Evidence:
-        """Judge `evidence` against snapshot and members, record it with the verdict, and return it so."""
+    def judge_and_record(
+        self, evidence: Evidence, snapshot_items: tuple[ItemReport, ...], existing: Container[str]
+    ) -> Evidence:
+        """Judge `evidence` against snapshot and members, record it with the verdict, and return it so.
+
+        `existing` are the ids of the machines that exist now (verify.judge).
+        """
         with locks.hold(self._lock, f"comparing {evidence.name}", 60.0):
             members = {key: value for key, value in self.members().items() if key != evidence.machine}
             judged: Evidence = evidence.replace(
-                findings=verify.judge(evidence.items, snapshot_items, members),
+                findings=verify.judge(evidence.items, snapshot_items, members, existing),
                 compared_with=tuple(members),
             )
             self.record(judged)

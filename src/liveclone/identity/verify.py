@@ -9,18 +9,23 @@ A lie is caught where it can be: "changed" with the old digest, a digest that a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
 
 # An item may carry this status and still have a value that has to differ.
 _RESET = (ItemStatus.CHANGED, ItemStatus.PRESENT)
 
+# Values that the host itself gives out: unique among the machines there are, free again when one is removed. All
+# other values are random, and must not even be those of a machine that is long gone.
+_GIVEN = ("hostname", "network")
+
 
 def judge(
     reports: Iterable[ItemReport],
     snapshot_items: Iterable[ItemReport],
     members: Mapping[str, Evidence],
+    existing: Container[str],
 ) -> tuple[Finding, ...]:
     """Return all that speaks against a clone; nothing if it is a machine of its own.
 
@@ -28,6 +33,7 @@ def judge(
         reports: what its agent reported after the reset.
         snapshot_items: what the source's agent observed just before the capture.
         members: evidence of the source and of the siblings, by machine id.
+        existing: ids of the machines that exist now.
     """
     given = {report.item: report for report in reports}
     before = {report.item: report for report in snapshot_items}
@@ -36,7 +42,10 @@ def judge(
         if observed.required and name not in given:
             findings.append(Finding(item=name, reason="the agent did not report it"))
     for report in given.values():
-        findings += _judge_item(report, before.get(report.item), members)
+        compared = {
+            key: value for key, value in members.items() if report.item not in _GIVEN or key in existing
+        }
+        findings += _judge_item(report, before.get(report.item), compared)
     return tuple(findings)
 
 

@@ -82,7 +82,7 @@ class CapturePlan:
     machine: Machine
     folder: Path  # the machine's
     device_state: Path  # to be written
-    memory: Path  # to be written by background and stream; for handover the source's own RAM file
+    memory: Path  # to be written by background and stream; for handover another name of the source's RAM file
     frozen_disk: Path  # another name (hard link) of the present topmost layer
     next_disk: Path  # empty overlay on frozen_disk, already there, which the source writes from now on
     deadline_s: float = 60.0

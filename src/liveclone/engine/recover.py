@@ -69,29 +69,36 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
             ctx.machines.save(machine)
         elif not process.is_alive(machine.process):
             raise NotFound(f"{machine.name} does not run any more", code="not-running", on=machine.name)
-        await _renew(ctx, machine)
+        machine = await _renew(ctx, machine)
     except NotFound:
         machine = await disposal.halt(ctx, machine)
     if not committed:
         next_disk.unlink(missing_ok=True)
+    elif machine.memory is None or machine.memory.path != str(ctx.layout.ram(machine.id)):
+        ctx.layout.ram(machine.id).unlink(missing_ok=True)  # its other name is the image's, or nobody needs it
     if not complete:
         _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
     return machine
 
 
-async def _renew(ctx: Context, machine: Machine) -> None:
+async def _renew(ctx: Context, machine: Machine) -> Machine:
     """Network, generation and entropy of a source whose snapshot was cut short. A silent agent is left for later."""
     handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
     try:
         await wiring.reconnect(ctx, handle, machine, None)
+        if not process.is_alive(machine.port_process):  # it waits a few seconds for a successor, then ends
+            machine = wiring.publish(ctx, machine)
+            ctx.machines.save(machine)
         with contextlib.suppress(LivecloneError):
             async with agents.connect(handle, machine.name) as agent:
                 await wiring.configure(machine, agent)
                 renewed = machine.replace(generation=identify.next_generation(machine.generation))
                 await identify.refresh(agent, renewed, b"\0" * 32, "")
                 ctx.machines.save(renewed)
+                machine = renewed
     finally:
         await handle.close()
+    return machine
 
 
 def _drop(ctx: Context, machine: Machine, snapshot_id: str, memory: Path, *, keep_layer: bool) -> None:

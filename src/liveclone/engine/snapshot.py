@@ -145,7 +145,6 @@ def _plan(ctx: Context, machine: Machine, request: Request) -> _Work:
             next_step="choose another name, or remove that one",
         )
     snapshot_id = new_id()
-    in_place = method is CaptureMethod.HANDOVER
     began = time.monotonic()
     return _Work(
         ctx=ctx,
@@ -158,7 +157,7 @@ def _plan(ctx: Context, machine: Machine, request: Request) -> _Work:
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),
         next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
-        memory=Path(machine.memory.path) if in_place else ctx.layout.hot_image(snapshot_id),
+        memory=ctx.layout.hot_image(snapshot_id),
     )
 
 
@@ -260,6 +259,9 @@ async def _until_captured(work: _Work, handle: Handle, undo: AsyncExitStack) -> 
     ctx.progress(f"capturing by {work.method.value}", None)
     frozen = work.folder / parts.DISK
     files.hard_link(Path(machine.disk), frozen)
+    if work.method is CaptureMethod.HANDOVER:  # the RAM file gets the image's name, as the disk layer got the snapshot's
+        files.hard_link(ctx.layout.ram(machine.id), work.memory)
+        undo.callback(work.memory.unlink, missing_ok=True)
     undo.callback(work.next_disk.unlink, missing_ok=True)
     parts.make_overlay(work.next_disk, frozen, machine.disk_bytes)
     plan = CapturePlan(
@@ -309,8 +311,10 @@ def _commit(work: _Work, captured: Captured) -> Machine:
 def _write_manifest(work: _Work, captured: Captured) -> Snapshot:
     """Make the parts immutable, describe them, and so let clones start."""
     ctx, machine = work.ctx, work.machine
-    old_layer = Path(machine.disk)
-    old_layer.unlink(missing_ok=True)  # the snapshot's name for it is the only one now
+    # The snapshot's names for layer and memory are the only ones from now on.
+    Path(machine.disk).unlink(missing_ok=True)
+    if work.method is CaptureMethod.HANDOVER:
+        ctx.layout.ram(machine.id).unlink(missing_ok=True)
     state, disk = work.folder / parts.STATE, work.folder / parts.DISK
     for path in (state, disk, work.memory):
         path.chmod(0o400)

@@ -82,7 +82,7 @@ class NetworkSpec:
 
 
 def ensure_network(spec: NetworkSpec, *, deadline_s: float = 10.0) -> None:
-    """Make the network, or repair it, or see in 0.3 ms that it is there; any number of processes may ask at once.
+    """Make the network, or repair it, or see in 0.2 ms that it is there; any number of processes may ask at once.
 
     Raises:
         Unsupported: we are not root, or the kernel lacks bridges.

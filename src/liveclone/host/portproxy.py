@@ -109,7 +109,7 @@ def _start_ticks(pid: int) -> int:
 class End:
     """One of the two sockets of a connection."""
 
-    __slots__ = ("backlog", "eof_read", "eof_sent", "flow", "mask", "peer", "sock")
+    __slots__ = ("backlog", "eof_read", "flow", "mask", "peer", "sock")
 
     def __init__(self, sock: socket.socket, flow: Flow) -> None:
         self.sock = sock
@@ -117,7 +117,6 @@ class End:
         self.peer = self
         self.backlog = memoryview(b"")  # to be written to this socket
         self.eof_read = False
-        self.eof_sent = False
         self.mask = 0  # what epoll watches; 0: not registered, since it reports HUP and ERR in any case
 
 
@@ -161,6 +160,9 @@ class Forwarder:
         if not self.watch():
             self.look_from_now()
         while True:
+            # Only between rounds: a descriptor given anew would get events that were meant for the old one.
+            while self.closing:
+                self.closing.pop().close()
             for fd, event in self.poller.poll(self.timeout()):
                 if fd == self.pidfd:
                     self.let_go_of_process()
@@ -168,9 +170,6 @@ class Forwarder:
                     self.accept(*self.listeners[fd])
                 elif fd in self.ends:
                     self.serve(self.ends[fd], event)
-            # Not before all events of this round are served: a number given anew would get the old one's events.
-            while self.closing:
-                self.closing.pop().close()
             now = time.monotonic()
             if self.accept_at is not None and self.accept_at <= now:
                 self.accept_clients(True)
@@ -237,7 +236,7 @@ class Forwarder:
             if sock is not None:
                 sock.close()
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                _log(f"no more connections just now: {error.strerror}")
+                self.note(f"no more connections just now: {error.strerror}")
                 self.accept_clients(False)  # clients wait in the backlog meanwhile
             return
         client.setblocking(False)
@@ -272,6 +271,8 @@ class Forwarder:
     def dial_again(self, flow: Flow, instead_of: End | None) -> None:
         if flow.connected or flow.closed or flow.guest is not instead_of:
             return
+        if instead_of is not None and _is_connected(instead_of.sock):
+            return  # since the poll; its event comes with the next
         try:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         except OSError as error:
@@ -311,7 +312,7 @@ class Forwarder:
         except OSError as error:
             self.abort(flow, error)
             return
-        if all(each.eof_sent for each in (end, end.peer)):
+        if end.eof_read and end.peer.eof_read:
             self.close(flow)
         else:
             self.update(end)
@@ -321,8 +322,9 @@ class Forwarder:
         count = end.sock.recv_into(_buffer)
         peer = end.peer
         if count == 0:
+            # All that came before has been written: a side is not read while the other has a backlog.
             end.eof_read = True
-            self.send_eof(peer)
+            peer.sock.shutdown(socket.SHUT_WR)
             return
         try:
             sent = peer.sock.send(_view[:count])
@@ -333,12 +335,6 @@ class Forwarder:
 
     def flush(self, end: End) -> None:
         end.backlog = end.backlog[end.sock.send(end.backlog) :]
-        if not end.backlog and end.peer.eof_read:
-            self.send_eof(end)
-
-    def send_eof(self, end: End) -> None:
-        end.sock.shutdown(socket.SHUT_WR)
-        end.eof_sent = True
 
     # bookkeeping
 
@@ -374,14 +370,25 @@ class Forwarder:
 
     def abort(self, flow: Flow, error: OSError) -> None:
         """Close both ends with a reset: neither side may take what it has got for the whole."""
-        failure = f"connection to {self.guest_ip}:{flow.port} ended: {error.strerror}"
-        if failure != self.last_failure:  # one line, not one a connection
-            self.last_failure = failure
-            _log(failure)
+        self.note(f"connection to {self.guest_ip}:{flow.port} ended: {error.strerror}")
         for end in (flow.client, flow.guest):
             if end is not None:
                 end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.close(flow)
+
+    def note(self, failure: str) -> None:
+        """Log a failure, unless it is the same as the last: one line, not one a connection."""
+        if failure != self.last_failure:
+            self.last_failure = failure
+            _log(failure)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _raise_file_limit() -> None:

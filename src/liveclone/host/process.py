@@ -20,8 +20,8 @@ from pathlib import Path
 from ..errors import HypervisorError, NotFound, TimedOut
 from ..model.machine import ProcessRef
 
-# Field 3 (state) and 22 (starttime) of /proc/PID/stat, counted behind the command name in parentheses: proc(5).
-_STATE, _START = 0, 19
+# Field 3 (state), 20 (num_threads) and 22 (starttime) of /proc/PID/stat, counted behind the command name: proc(5).
+_STATE, _THREADS, _START = 0, 17, 19
 
 
 @functools.cache
@@ -30,13 +30,19 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _read_stat(pid: int) -> tuple[str, int] | None:
+def _read_stat(pid: int) -> tuple[bool, int] | None:
+    """Return whether the process has ended, and its start time; None if its number is free.
+
+    A process whose first thread is a zombie may have others that are still ending, with all its files open: a QEMU that
+    was killed keeps its tap and its disk for some 20 ms so.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(b")") + 2 :].split()
-    return fields[_STATE].decode(), int(fields[_START])
+    ended = fields[_STATE] in (b"Z", b"X") and int(fields[_THREADS]) <= 1
+    return ended, int(fields[_START])
 
 
 def ref(pid: int) -> ProcessRef:
@@ -60,7 +66,7 @@ def is_alive(process: ProcessRef | None) -> bool:
     stat = _read_stat(process.pid)
     if stat is None or stat[1] != process.start_ticks:
         return False
-    if stat[0] in "ZX":
+    if stat[0]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
         return False

@@ -31,7 +31,7 @@ CAPABILITY = "x-ignore-shared"
 
 
 async def capture(old: Connection, plan: CapturePlan) -> Captured:
-    """Carry out the handover; see the module. `plan.memory` is the source's RAM file and stays where it is."""
+    """Carry out the handover; see the module. `plan.memory` is a second name of the source's RAM file."""
     steps: dict[str, float] = {}
     clock = time.monotonic()
 

@@ -140,8 +140,12 @@ def clear(folder: Path) -> None:
 
 
 def make_ram_file(memory: Memory, size_bytes: int) -> None:
-    """Create the empty RAM file of a machine that starts from cold, owner only."""
-    fd = os.open(memory.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Create the empty RAM file of a machine that starts from cold, owner only.
+
+    A file that has this name already is left to whoever maps it; truncating it would pull RAM from under a guest.
+    """
+    Path(memory.path).unlink(missing_ok=True)
+    fd = os.open(memory.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size_bytes)
     finally:

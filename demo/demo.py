@@ -23,9 +23,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from liveclone.images.build import build_image
-from liveclone.images.library import ImageLibrary
-from liveclone.images.spec import ImageSpec
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +30,9 @@ from liveclone.engine import clone, disposal, remove, run, settings, snapshot
 from liveclone.engine.context import Context, open_context
 from liveclone.errors import LivecloneError
 from liveclone.host import netns, process
+from liveclone.images.build import build_image
+from liveclone.images.library import ImageLibrary
+from liveclone.images.spec import ImageSpec
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind, Port
 from liveclone.units import MIB, render_duration

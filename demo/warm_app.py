@@ -9,6 +9,7 @@ It builds a real inverted index over a generated corpus, holds a random token in
 a file on its disk. Standard library alone.
 """
 
+import base64
 import hashlib
 import http.server
 import json
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from typing import Any
 
 DOCUMENTS = int(os.environ.get("WARM_DOCUMENTS", "6000"))
 WORDS_EACH = 40
@@ -26,10 +28,10 @@ VOCABULARY = 5000
 LOG = "/var/lib/warm-app.log"
 
 
-def build_index():
+def build_index() -> tuple[dict[str, list[int]], str]:
     """Return word -> sorted document numbers, and a digest that two machines can compare."""
     source = random.Random(20131)  # the corpus is the same everywhere; the token below is not
-    index = {}
+    index: dict[str, set[int]] = {}
     for document in range(DOCUMENTS):
         for _ in range(WORDS_EACH):
             word = "w%d" % min(int(source.paretovariate(0.7)), VOCABULARY)
@@ -39,7 +41,7 @@ def build_index():
     return ordered, digest
 
 
-def read(path):
+def read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
@@ -47,10 +49,8 @@ def read(path):
         return ""
 
 
-def fingerprint():
+def fingerprint() -> str:
     """Return the SHA256 fingerprint of the ed25519 host key, as ssh-keygen prints it."""
-    import base64
-
     parts = read("/etc/ssh/ssh_host_ed25519_key.pub").split()
     if len(parts) < 2:
         return ""
@@ -58,7 +58,7 @@ def fingerprint():
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
-def macs():
+def macs() -> list[str]:
     return sorted(
         read("/sys/class/net/%s/address" % name) for name in os.listdir("/sys/class/net") if name != "lo"
     )
@@ -67,10 +67,10 @@ def macs():
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         url = urllib.parse.urlparse(self.path)
         if url.path == "/identity":
-            answer = {
+            answer: dict[str, Any] = {
                 "hostname": os.uname().nodename,
                 "machine_id": read("/etc/machine-id"),
                 "host_key": fingerprint(),
@@ -92,12 +92,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args):
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
 class Ticker(socketserver.BaseRequestHandler):
-    def handle(self):
+    def handle(self) -> None:
         number = 0
         while True:
             number += 1

@@ -69,9 +69,9 @@ class Host:
         """Remove a machine and its disk."""
         self._wait(remove.remove_machine(self.context, machine, force=force))
 
-    def execute(self, machine: str, argv: Sequence[str]) -> execute.Output:
-        """Run a command in a guest and return its output and exit code."""
-        return self._wait(execute.run_collecting(self.context, machine, argv))
+    def execute(self, machine: str, argv: Sequence[str]) -> tuple[int, str, str]:
+        """Run a command in a guest and return its exit code and what it wrote to stdout and stderr."""
+        return self._wait(execute.ask(self.context, execute.find_running(self.context, machine), argv))
 
     def snapshot(
         self,

@@ -20,6 +20,9 @@ from ..formats import agent_frames
 # The agent is told less than we wait, so that it can say what hung before we give up on it.
 _SLACK_S = 2.0
 
+# When a call that may be repeated is asked again, at first; each time the wait doubles.
+_ASK_AGAIN_S = 0.5
+
 
 class Agent:
     """A connection to one guest's agent; use `connect`."""
@@ -30,9 +33,12 @@ class Agent:
         self._writer = writer
 
     async def call(
-        self, name: str, args: dict[str, Any] | None = None, *, deadline_s: float
+        self, name: str, args: dict[str, Any] | None = None, *, deadline_s: float, repeat: bool = False
     ) -> dict[str, Any]:
         """Ask and return the answer.
+
+        A reply can be lost: the agent drops it as long as its kernel has not noticed that we are connected, and in a clone
+        that has just woken up the agent may well be faster. Where asking twice does no harm, `repeat` asks again.
 
         Raises:
             TimedOut: no answer (code "agent-silent"), or the agent itself ran out of time (code "agent-deadline").
@@ -40,11 +46,10 @@ class Agent:
         """
         request_id = secrets.token_hex(8)
         began = time.monotonic()
-        self._writer.write(agent_frames.render_request(request_id, name, args or {}, deadline_s))
+        request = agent_frames.render_request(request_id, name, args or {}, deadline_s)
         try:
             async with asyncio.timeout(deadline_s + _SLACK_S):
-                await self._writer.drain()
-                reply = await self._reply(request_id, name)
+                reply = await self._ask(request, request_id, name, _ASK_AGAIN_S if repeat else None)
         except TimeoutError as error:
             raise TimedOut(
                 f"the agent of {self.name} did not answer {name}",
@@ -68,6 +73,21 @@ class Agent:
             seen=failure.message,
             next_step=f"liveclone logs {self.name}",
         )
+
+    async def _ask(
+        self, request: bytes, request_id: str, name: str, wait_s: float | None
+    ) -> agent_frames.Reply:
+        reading = asyncio.ensure_future(self._reply(request_id, name))
+        try:
+            while not reading.done():
+                self._writer.write(request)
+                await self._writer.drain()
+                await asyncio.wait({reading}, timeout=wait_s)
+                wait_s = wait_s and wait_s * 2
+            return reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _reply(self, request_id: str, name: str) -> agent_frames.Reply:
         while True:

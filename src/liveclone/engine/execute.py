@@ -69,7 +69,11 @@ async def _drop(data: bytes) -> None:
 
 @dataclass
 class Streams:
-    """Where input comes from and output goes. `read(n)` returns b"" at the end; None: the command has no input."""
+    """Where input comes from and output goes.
+
+    `read(n)` returns b"" at the end and never raises; None: the command has no input. What `stdout` and `stderr` raise
+    ends the command and is raised by `execute`.
+    """
 
     read: Read | None = None
     stdout: Write = _drop
@@ -107,6 +111,28 @@ def find_running(ctx: Context, text: str) -> Machine:
             next_step=f"liveclone start {machine.name}",
         )
     return machine
+
+
+async def find_again(ctx: Context, machine: Machine, error: LivecloneError) -> Machine:
+    """Return a machine whose connection ended with `error`, when whoever works on it is done: maybe in another process.
+
+    Raises:
+        GuestError: it has stopped.
+    """
+    path = ctx.layout.lock(f"machine-{machine.id}")
+    async with locks.hold_async(path, f"finding {machine.name} again", BUSY_DEADLINE_S, shared=True):
+        pass
+    found = ctx.machines.load(machine.id)
+    if process.is_alive(found.process):
+        return found
+    raise GuestError(
+        f"{machine.name} stopped meanwhile",
+        code="guest-gone",
+        tried=error.tried,
+        on=machine.name,
+        seen=error.seen,
+        next_step=f"liveclone logs {machine.name}",
+    ) from error
 
 
 async def execute(ctx: Context, machine: Machine, command: Command, streams: Streams) -> int:
@@ -165,7 +191,7 @@ class _Run:
         return self.exit_code
 
     async def _turns(self) -> None:
-        lost = 0
+        ctx, lost = self.ctx, 0
         while self.exit_code is None:
             before = self._position()
             try:
@@ -175,7 +201,7 @@ class _Run:
                 lost = lost + 1 if self._position() == before else 1
                 if error.code not in ("guest-gone", "not-running") or lost > _MOST_LOSSES:
                     raise
-                await self._find_again(error)
+                self.machine = await find_again(ctx, self.machine, error)
             # A reader who is slow (a pager, a full disk) holds us up, but not whoever waits for the port.
             await self._written()
 
@@ -197,23 +223,6 @@ class _Run:
 
     def _lock(self, suffix: str = "") -> Path:
         return self.ctx.layout.lock(f"exec-{self.machine.id}" + (f".{suffix}" if suffix else ""))
-
-    async def _find_again(self, error: LivecloneError) -> None:
-        """Wait until whoever works on the machine is done; return if it runs then, in whatever process."""
-        path = self.ctx.layout.lock(f"machine-{self.machine.id}")
-        async with locks.hold_async(path, "finding it again", BUSY_DEADLINE_S, shared=True):
-            pass
-        self.machine = self.ctx.machines.load(self.machine.id)
-        if process.is_alive(self.machine.process):
-            return
-        raise GuestError(
-            f"{self.machine.name} stopped while a command ran in it",
-            code="guest-gone",
-            tried="running a command",
-            on=self.machine.name,
-            seen=error.seen,
-            next_step=f"liveclone logs {self.machine.name}",
-        ) from error
 
     async def _slice(self, agent: Agent) -> None:
         """Talk until the command has ended or somebody else waits for the port."""

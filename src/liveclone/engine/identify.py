@@ -66,6 +66,7 @@ async def _change(
             **extra,
         },
         deadline_s=IDENTIFY_DEADLINE_S,
+        repeat=True,
     )
     return Evidence(
         machine=machine.id,

@@ -19,63 +19,22 @@ import asyncio
 import contextlib
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import trace
 from ..drivers.base import Captured, CapturePlan, Handle
-from ..errors import LivecloneError, Refused
+from ..errors import LivecloneError
 from ..host import files
-from ..ids import check_name, new_id
 from ..model.base import now
-from ..model.identity import ItemReport
-from ..model.machine import Machine, MachineState, MemorySource
+from ..model.machine import Machine
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
-from ..store.journal import Journal
 from . import agent as agents
-from . import capacity, identify, parts, seal, wiring
+from . import identify, parts, seal, wiring
 from .context import Context
 from .holding import hold_machine
+from .snapshot_plan import Request, Work, check_state, plan
 
-_BY_MEMORY = {
-    MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
-    MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
-    MemorySource.PRIVATE_DISK: CaptureMethod.STREAM,
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for. `name` empty: the machine's name and a number. `method` None: what its memory allows best."""
-
-    machine: str
-    name: str = ""
-    method: CaptureMethod | None = None
-    wait_sealed: bool = False
-
-
-@dataclass
-class _Work:
-    """One snapshot being taken."""
-
-    ctx: Context
-    journal: Journal
-    machine: Machine
-    id: str
-    name: str
-    method: CaptureMethod
-    began: float
-    folder: Path
-    next_disk: Path
-    memory: Path
-    key: bytes = b""
-    items: tuple[ItemReport, ...] = ()
-    steps_ms: dict[str, float] = field(default_factory=dict)
-    marked: float = 0.0
-
-    def mark(self, step: str) -> None:
-        self.steps_ms[step] = round((time.monotonic() - self.marked) * 1000, 3)
-        self.marked = time.monotonic()
+__all__ = ["Request", "take"]
 
 
 async def take(ctx: Context, request: Request) -> Snapshot:
@@ -93,8 +52,8 @@ async def take(ctx: Context, request: Request) -> Snapshot:
         owned = AsyncExitStack()
         owned.push_async_callback(handle.close)
         async with owned:
-            await _check_state(handle, machine)
-            work = _plan(ctx, machine, request)
+            await check_state(handle, machine)
+            work = plan(ctx, machine, request)
             snapshot, handle = await _carry_out(work, handle)
             owned.pop_all()
             owned.push_async_callback(handle.close)
@@ -104,87 +63,7 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     return snapshot
 
 
-def _plan(ctx: Context, machine: Machine, request: Request) -> _Work:
-    """Refuse what cannot be done, before anything is touched; `machine` is what its lock protects."""
-    assert machine.memory is not None
-    best = _BY_MEMORY[machine.memory.source]
-    method = request.method or best
-    if method is CaptureMethod.HANDOVER and best is not CaptureMethod.HANDOVER:
-        raise Refused(
-            f"{machine.name} cannot be captured by handover: its RAM is a snapshot's image already",
-            code="no-handover",
-            tried="choosing how to capture",
-            on=machine.name,
-            seen=machine.memory.source.value,
-            source_state="running, not touched",
-            next_step=f"leave the method out ({best.value}), or restart the machine",
-        )
-    if method is CaptureMethod.BACKGROUND and machine.memory.source is MemorySource.PRIVATE_DISK:
-        raise Refused(
-            f"{machine.name} cannot be captured in the background: its RAM maps a file on a disk",
-            code="no-background",
-            tried="choosing how to capture",
-            on=machine.name,
-            seen=machine.memory.source.value,
-            source_state="running, not touched",
-            next_step="leave the method out (stream)",
-        )
-    if method is not CaptureMethod.HANDOVER:
-        capacity.check_hot(ctx, machine.hardware.ram_bytes, f"the memory image of {machine.name}")
-    name = request.name or _free_name(ctx, machine)
-    check_name(name, "snapshot name")
-    taken = [other for other in ctx.snapshots.list() if other.name == name]
-    if taken:
-        raise Refused(
-            f"there is a snapshot named {name} already",
-            code="name-taken",
-            tried="naming a snapshot",
-            on=name,
-            seen=f"id {taken[0].id}",
-            source_state="running, not touched",
-            next_step="choose another name, or remove that one",
-        )
-    snapshot_id = new_id()
-    began = time.monotonic()
-    return _Work(
-        ctx=ctx,
-        journal=ctx.journal(machine.id),
-        machine=machine,
-        id=snapshot_id,
-        name=name,
-        method=method,
-        began=began,
-        marked=began,
-        folder=ctx.layout.snapshot(snapshot_id),
-        next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
-        memory=ctx.layout.hot_image(snapshot_id),
-    )
-
-
-async def _check_state(handle: Handle, machine: Machine) -> None:
-    state = await handle.state()
-    if state is not MachineState.RUNNING:
-        raise Refused(
-            f"{machine.name} is {state.value}, not running",
-            code="not-running",
-            tried="a live snapshot",
-            on=machine.name,
-            seen=state.value,
-            source_state=state.value,
-            next_step=f"liveclone start {machine.name}",
-        )
-    if machine.quarantined:
-        raise Refused(
-            f"{machine.name} is in quarantine: its identity was not verified, so it cannot become a source",
-            code="quarantined",
-            tried="a live snapshot",
-            on=machine.name,
-            source_state="running, without a network",
-            next_step=f"liveclone remove --force {machine.name}",
-        )
-
-
-async def _carry_out(work: _Work, handle: Handle) -> tuple[Snapshot, Handle]:
+async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
     """Do the steps; returns the snapshot and the handle of the process in which the source runs on."""
     ctx, machine, journal = work.ctx, work.machine, work.journal
     async with AsyncExitStack() as undo:
@@ -226,7 +105,7 @@ async def _carry_out(work: _Work, handle: Handle) -> tuple[Snapshot, Handle]:
     return snapshot, captured.handle
 
 
-async def _reconnect(work: _Work, handle: Handle, machine: Machine) -> LivecloneError | None:
+async def _reconnect(work: Work, handle: Handle, machine: Machine) -> LivecloneError | None:
     """Give the source its network back, then its new generation and entropy; a failure is returned, not raised."""
     ctx = work.ctx
     try:
@@ -241,7 +120,7 @@ async def _reconnect(work: _Work, handle: Handle, machine: Machine) -> Liveclone
     return None
 
 
-async def _until_captured(work: _Work, handle: Handle, undo: AsyncExitStack) -> Captured:
+async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured:
     ctx, machine, journal = work.ctx, work.machine, work.journal
     async with agents.connect(handle, machine.name) as agent:
         ctx.progress("preparing the guest", None)
@@ -259,7 +138,9 @@ async def _until_captured(work: _Work, handle: Handle, undo: AsyncExitStack) -> 
     ctx.progress(f"capturing by {work.method.value}", None)
     frozen = work.folder / parts.DISK
     files.hard_link(Path(machine.disk), frozen)
-    if work.method is CaptureMethod.HANDOVER:  # the RAM file gets the image's name, as the disk layer got the snapshot's
+    if (
+        work.method is CaptureMethod.HANDOVER
+    ):  # the RAM file gets the image's name, as the disk layer got the snapshot's
         files.hard_link(ctx.layout.ram(machine.id), work.memory)
         undo.callback(work.memory.unlink, missing_ok=True)
     undo.callback(work.next_disk.unlink, missing_ok=True)
@@ -294,7 +175,7 @@ async def _undo_prepare(ctx: Context, handle: Handle, machine: Machine, key: byt
     await asyncio.shield(work())
 
 
-def _commit(work: _Work, captured: Captured) -> Machine:
+def _commit(work: Work, captured: Captured) -> Machine:
     """Write down in which process, on which layer and from which memory the source goes on."""
     ctx, machine = work.ctx, work.machine
     changed: Machine = machine.replace(
@@ -308,7 +189,7 @@ def _commit(work: _Work, captured: Captured) -> Machine:
     return changed
 
 
-def _write_manifest(work: _Work, captured: Captured) -> Snapshot:
+def _write_manifest(work: Work, captured: Captured) -> Snapshot:
     """Make the parts immutable, describe them, and so let clones start."""
     ctx, machine = work.ctx, work.machine
     # The snapshot's names for layer and memory are the only ones from now on.
@@ -351,12 +232,3 @@ def _write_manifest(work: _Work, captured: Captured) -> Snapshot:
     )
     ctx.snapshots.create(snapshot)
     return snapshot
-
-
-def _free_name(ctx: Context, machine: Machine) -> str:
-    """Return the first of web-1, web-2, ... that no snapshot has."""
-    taken = {snapshot.name for snapshot in ctx.snapshots.list()}
-    number = 1
-    while f"{machine.name[:50]}-{number}" in taken:
-        number += 1
-    return f"{machine.name[:50]}-{number}"

@@ -29,8 +29,9 @@ def plan_nics(ctx: Context, machine_id: str, kind: NetworkKind) -> tuple[Nic, ..
     if kind is NetworkKind.NONE:
         return ()
     mac, address = ctx.leases.take(machine_id)
-    gateway = ctx.leases.gateway
-    return (Nic(id=NIC_ID, kind=kind, mac=mac, address=address, gateway=gateway),)
+    # QEMU's user network answers names too, at an address of its own; on the bridge nobody does.
+    dns = ctx.leases.name_server if kind is NetworkKind.USER else ""
+    return (Nic(id=NIC_ID, kind=kind, mac=mac, address=address, gateway=ctx.leases.gateway, dns=dns),)
 
 
 async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent | None) -> tuple[str, ...]:

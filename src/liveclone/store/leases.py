@@ -42,6 +42,11 @@ class LeaseBook:
     def gateway(self) -> str:
         return str(self._interface.ip)
 
+    @property
+    def name_server(self) -> str:
+        """The address that QEMU's user network answers names at."""
+        return str(self._interface.network.network_address + 3)
+
     def take(self, machine_id: str) -> tuple[str, str]:
         """Return a MAC and an address (CIDR) for the machine; an address it has already is kept.
 

@@ -121,7 +121,7 @@ def render_netdev(nic: Nic, ports: tuple[Port, ...], tap_name: str | None) -> di
         "ipv6": False,
         "net": f"{nic.gateway}/{prefix}",
         "host": nic.gateway,
-        "dns": nic.dns or nic.gateway,
+        "dns": nic.dns,
         "hostfwd": [{"str": forward} for forward in forwards],
     }
 

@@ -1,0 +1,147 @@
+"""What a snapshot is going to be: its way of capture, its name, where its parts go. Nothing is touched yet."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..drivers.base import Handle
+from ..errors import Refused
+from ..ids import check_name, new_id
+from ..model.identity import ItemReport
+from ..model.machine import Machine, MachineState, MemorySource
+from ..model.snapshot import CaptureMethod
+from ..store.journal import Journal
+from . import capacity
+from .context import Context
+
+_BY_MEMORY = {
+    MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
+    MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
+    MemorySource.PRIVATE_DISK: CaptureMethod.STREAM,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. `name` empty: the machine's name and a number. `method` None: what its memory allows best."""
+
+    machine: str
+    name: str = ""
+    method: CaptureMethod | None = None
+    wait_sealed: bool = False
+
+
+@dataclass
+class Work:
+    """One snapshot being taken."""
+
+    ctx: Context
+    journal: Journal
+    machine: Machine
+    id: str
+    name: str
+    method: CaptureMethod
+    began: float
+    folder: Path
+    next_disk: Path
+    memory: Path
+    key: bytes = b""
+    items: tuple[ItemReport, ...] = ()
+    steps_ms: dict[str, float] = field(default_factory=dict)
+    marked: float = 0.0
+
+    def mark(self, step: str) -> None:
+        self.steps_ms[step] = round((time.monotonic() - self.marked) * 1000, 3)
+        self.marked = time.monotonic()
+
+
+def plan(ctx: Context, machine: Machine, request: Request) -> Work:
+    """Refuse what cannot be done, before anything is touched; `machine` is what its lock protects."""
+    assert machine.memory is not None
+    best = _BY_MEMORY[machine.memory.source]
+    method = request.method or best
+    if method is CaptureMethod.HANDOVER and best is not CaptureMethod.HANDOVER:
+        raise Refused(
+            f"{machine.name} cannot be captured by handover: its RAM is a snapshot's image already",
+            code="no-handover",
+            tried="choosing how to capture",
+            on=machine.name,
+            seen=machine.memory.source.value,
+            source_state="running, not touched",
+            next_step=f"leave the method out ({best.value}), or restart the machine",
+        )
+    if method is CaptureMethod.BACKGROUND and machine.memory.source is MemorySource.PRIVATE_DISK:
+        raise Refused(
+            f"{machine.name} cannot be captured in the background: its RAM maps a file on a disk",
+            code="no-background",
+            tried="choosing how to capture",
+            on=machine.name,
+            seen=machine.memory.source.value,
+            source_state="running, not touched",
+            next_step="leave the method out (stream)",
+        )
+    if method is not CaptureMethod.HANDOVER:
+        capacity.check_hot(ctx, machine.hardware.ram_bytes, f"the memory image of {machine.name}")
+    name = request.name or _free_name(ctx, machine)
+    check_name(name, "snapshot name")
+    taken = [other for other in ctx.snapshots.list() if other.name == name]
+    if taken:
+        raise Refused(
+            f"there is a snapshot named {name} already",
+            code="name-taken",
+            tried="naming a snapshot",
+            on=name,
+            seen=f"id {taken[0].id}",
+            source_state="running, not touched",
+            next_step="choose another name, or remove that one",
+        )
+    snapshot_id = new_id()
+    began = time.monotonic()
+    return Work(
+        ctx=ctx,
+        journal=ctx.journal(machine.id),
+        machine=machine,
+        id=snapshot_id,
+        name=name,
+        method=method,
+        began=began,
+        marked=began,
+        folder=ctx.layout.snapshot(snapshot_id),
+        next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
+        memory=ctx.layout.hot_image(snapshot_id),
+    )
+
+
+async def check_state(handle: Handle, machine: Machine) -> None:
+    """Raise Refused unless the machine runs and may be a source."""
+    state = await handle.state()
+    if state is not MachineState.RUNNING:
+        raise Refused(
+            f"{machine.name} is {state.value}, not running",
+            code="not-running",
+            tried="a live snapshot",
+            on=machine.name,
+            seen=state.value,
+            source_state=state.value,
+            next_step=f"liveclone start {machine.name}",
+        )
+    if machine.quarantined:
+        raise Refused(
+            f"{machine.name} is in quarantine: its identity was not verified, so it cannot become a source",
+            code="quarantined",
+            tried="a live snapshot",
+            on=machine.name,
+            source_state="running, without a network",
+            next_step=f"liveclone remove --force {machine.name}",
+        )
+
+
+def _free_name(ctx: Context, machine: Machine) -> str:
+    """Return the first of web-1, web-2, ... that no snapshot has."""
+    taken = {snapshot.name for snapshot in ctx.snapshots.list()}
+    number = 1
+    while f"{machine.name[:50]}-{number}" in taken:
+        number += 1
+    return f"{machine.name[:50]}-{number}"

@@ -18,8 +18,9 @@ from pathlib import Path
 from ... import trace
 from ...host import memory
 from ..base import Captured, CapturePlan
+from ..undo import resume_after
 from . import argv, disk, migration
-from .connection import Connection, resume_after
+from .connection import Connection
 from .intake import NAME, open_intake
 from .session import event_ns
 

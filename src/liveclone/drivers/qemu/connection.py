@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut, Unsupported
+from ...errors import HypervisorError, LivecloneError, NotFound, TimedOut, Unsupported
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
+from ..base import Captured, CapturePlan
 from . import argv, launch
 from .session import Session
 
@@ -35,7 +37,7 @@ STATES = {
 }
 
 
-class Connection:
+class Connection(ABC):
     """A connection to one QEMU; all of `drivers.base.Handle` but `capture`, which `handle` adds."""
 
     def __init__(
@@ -101,6 +103,10 @@ class Connection:
             )
         await self.session.call("netdev_del", id=f"net-{nic_id}")
 
+    @abstractmethod
+    async def capture(self, plan: CapturePlan) -> Captured:
+        """See `drivers.base.Handle`."""
+
     async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await connect_port(self.name, self.folder, port)
 
@@ -145,7 +151,7 @@ class Connection:
                     used.add(int(device["qdev_id"].removeprefix("port")))
         return used
 
-    async def _quietly(self, command: str, **arguments: str) -> None:
+    async def _quietly(self, command: str, **arguments: Any) -> None:
         with contextlib.suppress(LivecloneError):
             await self.session.call(command, **arguments)
 
@@ -169,18 +175,3 @@ async def connect_port(
             seen=str(error),
             next_step=f"liveclone start {name}",
         ) from error
-
-
-async def resume_after(handle: Connection) -> None:
-    """Let a machine run again whose capture failed, whatever else is wrong; used as an undo, shielded by the caller.
-
-    Raises:
-        Interrupted: its process is gone, so there is nothing to resume.
-    """
-    try:
-        await handle.resume()
-    except Interrupted:
-        raise
-    except LivecloneError:
-        if await handle.state() is not MachineState.RUNNING:
-            raise

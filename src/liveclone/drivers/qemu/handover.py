@@ -23,8 +23,9 @@ from ... import trace
 from ...host import process
 from ...model.machine import Memory, MemorySource
 from ..base import Captured, CapturePlan
+from ..undo import resume_after
 from . import argv, disk, launch, migration
-from .connection import Connection, resume_after
+from .connection import Connection
 from .session import event_ns
 
 CAPABILITY = "x-ignore-shared"

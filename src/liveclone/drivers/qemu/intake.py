@@ -13,8 +13,8 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ...errors import StoreError
 from ...formats.migration_stream import Run, Splitter
+from ...host import files
 from . import argv
 from .session import Session
 
@@ -54,15 +54,22 @@ class Intake:
         await self._work
 
     def _run(self) -> None:
+        try:
+            self._take_in()
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename or self._memory))
+            raise files.explain(error, "writing a part of the snapshot", path) from error
+        finally:
+            # Closing our end makes QEMU's next write fail: that is how it learns that we gave up.
+            os.close(self._read_fd)
+
+    def _take_in(self) -> None:
         splitter = Splitter(argv.RAM)
         image = os.open(self._memory, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             sized = False
             seen: set[int] = set()  # first pages of runs with data: a later zero page must overwrite them
-            while True:
-                data = os.read(self._read_fd, _PIPE_BYTES)
-                if not data:
-                    break
+            while data := os.read(self._read_fd, _PIPE_BYTES):
                 for run in splitter.feed(data):
                     if not sized:
                         os.ftruncate(image, splitter.block_bytes)
@@ -70,19 +77,9 @@ class Intake:
                         self._loop.call_soon_threadsafe(self._first.set)
                     _write(image, run, seen)
             self._device_state.write_bytes(splitter.finish())
-        except OSError as error:
-            raise StoreError(
-                f"the memory image cannot be written: {error.strerror}",
-                code="disk-full" if error.errno == 28 else "store",
-                tried="writing the memory image",
-                on=str(self._memory),
-                seen=str(error),
-                next_step=f"make room on {self._memory.parent}",
-            ) from error
+            os.ftruncate(image, splitter.block_bytes)  # for a stream that held no page
         finally:
             os.close(image)
-            # Closing our end makes QEMU's next write fail: that is how it learns that we gave up.
-            os.close(self._read_fd)
 
     async def abandon(self) -> None:
         """Wait until the thread has ended, whatever became of it."""

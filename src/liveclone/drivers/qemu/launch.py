@@ -24,7 +24,7 @@ from ...errors import HypervisorError, Interrupted, LivecloneError
 from ...host import process, unix_socket
 from ...model.machine import Boot, Hardware, Memory, MemorySource, ProcessRef
 from . import argv
-from .session import Session, open_session
+from .session import Session, last_words, open_session
 
 CURRENT = "run"
 QEMU_LOG = "qemu.log"
@@ -97,9 +97,7 @@ async def launch(
             session = await open_session(name, run / "qmp", log_path(folder), START_DEADLINE_S)
         except LivecloneError as error:
             await process.end(started)
-            words = (
-                Session(name, None, log_path(folder)).last_words() if isinstance(error, Interrupted) else ""
-            )  # type: ignore[arg-type]
+            words = last_words(log_path(folder)) if isinstance(error, Interrupted) else ""
             raise HypervisorError(
                 f"QEMU of {name} did not start",
                 code="cannot-start",

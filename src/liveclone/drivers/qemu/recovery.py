@@ -18,7 +18,7 @@ from ...host import process
 from ...model.machine import Machine, MachineState, Memory, MemorySource, ProcessRef
 from ..base import Recovered
 from . import disk, launch, migration
-from .connection import Connection
+from .handle import QemuHandle
 from .session import open_session
 
 
@@ -45,7 +45,7 @@ async def recover(machine: Machine, folder: Path, facts: dict[str, Any]) -> Reco
             next_step=f"liveclone start {machine.name}",
         )
     session = await open_session(machine.name, launch.socket_path(folder, "qmp"), launch.log_path(folder))
-    handle = Connection(machine.name, folder, machine.hardware, machine.process, session)
+    handle = QemuHandle(machine.name, folder, machine.hardware, machine.process, session)
     try:
         on_next_disk = await _settle_in_place(handle, facts)
     finally:
@@ -64,7 +64,7 @@ async def _settle_handover(
     """Finish the handover if it was past its point of no return, or if only the successor is left; else undo it."""
     run = folder / facts["run"]
     session = await open_session(machine.name, run / "qmp", launch.log_path(folder))
-    handle = Connection(machine.name, folder, machine.hardware, successor, session)
+    handle = QemuHandle(machine.name, folder, machine.hardware, successor, session)
     state = await handle.state()
     old_alive = process.is_alive(machine.process)
     loaded = state in (MachineState.RUNNING, MachineState.PAUSED)
@@ -82,7 +82,7 @@ async def _settle_handover(
     return None
 
 
-async def _settle_in_place(handle: Connection, facts: dict[str, Any]) -> bool:
+async def _settle_in_place(handle: QemuHandle, facts: dict[str, Any]) -> bool:
     """Stop what QEMU still does for the dead capture, let the machine run, take the new layer off.
 
     Returns whether the machine writes the new layer: one that cannot be taken off now is no harm, it stays.
@@ -98,7 +98,7 @@ async def _settle_in_place(handle: Connection, facts: dict[str, Any]) -> bool:
     node = facts.get("node", "")
     if not node:
         return False
-    frozen = await disk.top(session) == node
+    frozen: bool = await disk.top(session) == node
     try:
         if frozen:
             await disk.thaw(session, node, facts["below"])

@@ -74,16 +74,9 @@ class Session:
             code="qmp-lost",
             tried=f"QMP {command}",
             on=self.name,
-            seen=self.last_words() or repr(error),
+            seen=last_words(self._log_path) or repr(error),
             next_step=f"liveclone show {self.name}",
         )
-
-    def last_words(self) -> str:
-        """Return the end of QEMU's own log."""
-        with contextlib.suppress(OSError):
-            lines = self._log_path.read_text(errors="replace").strip().splitlines()
-            return " | ".join(lines[-3:])
-        return ""
 
     @contextlib.asynccontextmanager
     async def watch(self, *names: str) -> AsyncIterator[Watch]:
@@ -155,6 +148,14 @@ class Watch:
             await asyncio.gather(scanning, ending, return_exceptions=True)
 
 
+def last_words(log_path: Path) -> str:
+    """Return the end of a QEMU's own log."""
+    with contextlib.suppress(OSError):
+        lines = log_path.read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])
+    return ""
+
+
 def event_ns(event: dict[str, Any]) -> int:
     """Return QEMU's own time stamp of an event, nanoseconds since the epoch (microsecond steps)."""
     stamp = event["timestamp"]
@@ -183,7 +184,7 @@ async def open_session(
             code="not-running",
             tried="connecting to QMP",
             on=name,
-            seen=session.last_words() or str(error),
+            seen=last_words(log_path) or str(error),
             next_step=f"liveclone start {name}",
         ) from error
     try:

@@ -15,9 +15,10 @@ from typing import Any
 from ... import trace
 from ...errors import TimedOut
 from ..base import Captured, CapturePlan
+from ..undo import resume_after
 from . import argv, disk, migration
 from .background import UNLIMITED
-from .connection import Connection, resume_after
+from .connection import Connection
 from .intake import NAME, open_intake
 from .session import event_ns
 

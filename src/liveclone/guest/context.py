@@ -30,7 +30,7 @@ class Context:
         self.wall_clock_ns = int(args.get("wall_clock_ns") or 0)
         self.generation: dict[str, Any] = args.get("generation") or {}
         self.read_at_ns = request.read_at_ns
-        self.later: list[Task] = request.later  # done once the reply is out
+        self.later: list[Task] = []  # done once the reply is out and the machine has its network
         self.touched: list[str] = []  # files that are synced then
 
     def path(self, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,4 +37,6 @@ def log(text: str) -> None:
 
 def log_exception(what: str) -> None:
     """Write the exception that is being handled to the journal, under `what`."""
+    import traceback  # seldom needed, and not quick to load
+
     log(f"{what} failed\n{traceback.format_exc()}")

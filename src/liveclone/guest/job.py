@@ -27,9 +27,7 @@ from .stream import BUFFER_BYTES, Stream
 
 LINGER_S = 600.0  # how long a finished job may still be asked for
 _CHUNK = 64 * 1024
-_PIPE_BYTES = (
-    64 * 1024
-)  # what a pipe or terminal holds: all that can be left in it when the process has ended
+_PIPE_BYTES = 64 * 1024  # a pipe or terminal holds: all that can be left in it when the process has ended
 _END_OF_TYPING = b"\x04"  # what a terminal's user types to end the input
 
 
@@ -41,17 +39,16 @@ class Job:
         self.stdout = Stream()
         self.stderr = Stream()
         self.exit_code: int | None = None  # set once all output has been read too
-        self.closed = False
+        self.orphaned = False
         self._argv, self._env, self._cwd, self._ids = argv, env, cwd, ids
         self._input = bytearray()
         self._input_end = 0  # offset behind the last byte taken from the host
         self._input_eof = False
-        self._orphaned = False
         self._code: int | None = None
         self._tty = False
         self._late_bytes = 0  # read after the end of the process
         self._in_fd = self._out_fd = self._err_fd = -1
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read = self._wake_write = -1
 
     def start(self, *, tty: bool, rows: int, cols: int, stdin: bool, on_end: Callable[[], None]) -> None:
         """Start the process; `on_end` is called when the job has ended and is closed, or not asked for any more.
@@ -60,6 +57,7 @@ class Job:
         """
         self._tty = tty
         self._on_end = on_end
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if tty:
                 self._child = self._start_on_terminal(rows, cols)
@@ -128,9 +126,7 @@ class Job:
             if offset > self._input_end:
                 raise CallError("bad-offset", f"stdin offset {offset} lies behind {self._input_end}")
             fresh = data[self._input_end - offset :]
-            if (
-                self._in_fd < 0 or self._input_eof
-            ):  # nobody reads: like a pipe whose reader is gone, but no error
+            if self._in_fd < 0 or self._input_eof:  # nobody reads it; that is no error
                 self._input_end += len(fresh)
             else:
                 fresh = fresh[: BUFFER_BYTES - len(self._input)]
@@ -165,21 +161,19 @@ class Job:
                 _set_size(self._out_fd, rows, cols)
 
     def orphan(self) -> None:
-        """Nobody will read any more (this machine is a clone): drop output, so that the process never waits for us."""
+        """Nobody will ask again: drop all output, so that the process never waits for us; its input ends."""
         with self.changed:
-            self._orphaned = True
+            self.orphaned = True
             self.stdout.forget()
             self.stderr.forget()
             self._input_eof = True
+            self.changed.notify_all()
             self.wake()
 
     def close(self) -> None:
         """Kill the process group if it runs, and let everything go."""
         self.signal(signal.SIGKILL)
-        with self.changed:
-            self.closed = True
-            self.orphan()
-            self.changed.notify_all()
+        self.orphan()
 
     def wake(self) -> None:
         """Let the pump look again. The caller holds `changed`: the descriptor may be closed under no one's hands."""
@@ -212,7 +206,7 @@ class Job:
             self.exit_code = self._code
             self._close_wake()
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.closed, LINGER_S)
+            self.changed.wait_for(lambda: self.orphaned, LINGER_S)
         self._on_end()
 
     def _pump_once(self) -> bool:
@@ -262,7 +256,7 @@ class Job:
             return None
         if late:
             self._late_bytes += len(data)
-        if not self._orphaned:
+        if not self.orphaned:
             stream.append(data)
         return True
 

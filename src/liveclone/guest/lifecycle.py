@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Report = dict[str, Any]
 
+_SETTLE_S = 3.0  # for a machine that is given no network
 _CANNOT_CHANGE = (errno.EROFS, errno.EBUSY, errno.EPERM)
 
 
@@ -49,6 +50,7 @@ class Lifecycle:
         self._kernel = kernel
         self._workers = workers
         self._on_identify = on_identify
+        self.settled = threading.Event()  # the machine has its network: what is left may take processor time
         self._turn = threading.Lock()
         self._holder = ""
         self._last: dict[str, Any] = {}  # the latest identify or resume: its key and its result
@@ -73,7 +75,7 @@ class Lifecycle:
             except CallError as error:
                 error.more["undo"] = run_hooks(ctx, "resumed")
                 raise
-            self.warm(ctx)
+            self.warm(request)
             return {"items": [_observe(ctx, item) for item in self.items], "hooks": hooks}
 
     def identify(self, request: Request) -> dict[str, Any]:
@@ -84,8 +86,9 @@ class Lifecycle:
         """Give this machine, the source, a new generation and fresh randomness."""
         return self._renew(request, "resume", "resumed", [item for item in self.items if item.for_source])
 
-    def warm(self, ctx: Context) -> None:
+    def warm(self, request: Request) -> None:
         """Touch what a reset will need. A failure here is no failure of the call."""
+        ctx = self._context(request)
         for item in self.items:
             with ctx.request.step(f"warming item {item.name}"):
                 try:
@@ -100,6 +103,7 @@ class Lifecycle:
             asked = (call, ctx.generation["uuid"])
             if self._last.get("asked") == asked:
                 return dict(self._last["result"])
+            self.settled.clear()
             if call == "identify":
                 self._on_identify()
             reports = self._reset_all(ctx, [item for item in items if item.order == 0])
@@ -107,7 +111,7 @@ class Lifecycle:
             reports += self._reset_all(ctx, [item for item in items if item.order > 0])
             # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
             # what its disk says: its source's identity.
-            request.later.insert(0, lambda: files.sync(ctx.touched))
+            request.later += [lambda: files.sync(ctx.touched), self._settle, *ctx.later]
             result = {
                 "items": reports,
                 "hooks": run_hooks(ctx, event),
@@ -117,6 +121,9 @@ class Lifecycle:
             self._last = {"asked": asked, "result": result}
             return result
 
+    def _settle(self) -> None:
+        self.settled.wait(_SETTLE_S)
+
     def _reset_all(self, ctx: Context, items: list[Item]) -> list[Report]:
         """Reset by rising order; within one, what is slow goes to threads of its own while the rest is done here."""
         reports: dict[str, Report] = {}
@@ -125,7 +132,7 @@ class Lifecycle:
             slow = [item for item in together if item.slow]
             done = threading.Semaphore(0)
             for item in slow:
-                self._workers.submit(_reset_into(reports, ctx, item, done))
+                self._workers.submit(_reset_into(reports, ctx, item, done), urgent=True)
             for item in together:
                 if item not in slow:
                     reports[item.name] = _reset(ctx, item)
@@ -178,8 +185,12 @@ def _reset(ctx: Context, item: Item) -> Report:
     began = time.monotonic_ns()
     with ctx.request.step(f"item {item.name}"):
         try:
-            before, _ = item.observe(ctx)
+            before, details = item.observe(ctx)
             report["before"] = ctx.digest(item.name, before or b"")
+            if not item.resettable:
+                report["status"] = "absent" if before is None else "present"
+                report["details"] = details
+                return report
             told = item.reset(ctx)
             after, details = item.observe(ctx)
             report["after"] = ctx.digest(item.name, after or b"")
@@ -198,7 +209,8 @@ def _reset(ctx: Context, item: Item) -> Report:
                 report["status"] = "shared"
         except Exception as error:
             _note_failure(report, item, error)
-    report["took_ms"] = elapsed_ms(began)
+        finally:
+            report["took_ms"] = elapsed_ms(began)
     return report
 
 

@@ -16,7 +16,6 @@ import time
 
 from . import PROTOCOL, VERSION, files, generation, process
 from .channel import Channel
-from .context import Context
 from .errors import log, log_exception
 from .items import load_items
 from .jobs import Jobs
@@ -25,6 +24,7 @@ from .lifecycle import Lifecycle
 from .network import Network
 from .port import open_port
 from .power import power
+from .priority import go_along, go_first
 from .request import Request
 from .server import Server
 from .workers import Workers
@@ -37,21 +37,22 @@ if TYPE_CHECKING:
 
 CONTROL_PORT = "org.liveclone.agent.0"
 EXEC_PORT = "org.liveclone.exec.0"
+URGENT = frozenset({"identify", "resume", "network"})
 _STACK_BYTES = 512 * 1024  # of a thread; the default of 8 MiB is only address space, but is counted by limits
 _AFTER_FAILURE_S = 1.0
 
 
 class Agent:
-    """Everything the ports share. `kernel` can be one that records (tests)."""
+    """Everything the ports share. `kernel` can be one that records (tests); `go_first` as in `workers`."""
 
-    def __init__(self, root: str = "/", kernel: Kernel | None = None) -> None:
+    def __init__(self, root: str = "/", kernel: Kernel | None = None, *, go_first: bool = False) -> None:
         self.root = root
         self.kernel = kernel or Kernel()
-        self.workers = Workers()
+        self.workers = Workers(go_first=go_first)
         self.jobs = Jobs()
         self.servers: list[Server] = []
         self.lifecycle = Lifecycle(root, self.kernel, load_items(), self.workers, self.jobs.orphan_all)
-        self.network = Network(root)
+        self.network = Network(root, self.lifecycle.settled)
         self.calls: dict[str, Call] = {
             "ping": self.ping,
             "observe": self.lifecycle.observe,
@@ -82,25 +83,31 @@ class Agent:
         }
 
     def warm(self) -> None:
-        """Go once through what a clone does first, so that it is loaded, compiled and in memory by then."""
+        """Go once through what the host will ask for, so that it is loaded and in memory by then."""
         request = Request("", "warm", {"key": "00"}, 30.0, lambda reply: None)
         try:
             self.ping(request)
             self.lifecycle.observe(request)
+            self.lifecycle.warm(request)
         except Exception:  # whatever it is, the real call reports it
             log_exception("warming up")
 
     def serve(self, channel: Channel) -> None:
         """Answer on `channel` until its device is gone."""
-        server = Server(channel, self.calls, self.workers)
+        server = Server(channel, self.calls, self.workers, URGENT)
         self.servers.append(server)
         try:
             server.serve()
         finally:
             self.servers.remove(server)
 
-    def serve_port(self, port: str) -> None:
-        """Answer on a port for ever: when its device goes away, wait for it to come back."""
+    def serve_port(self, port: str, first: bool) -> None:
+        """Answer on a port for ever: when its device goes away, wait for it to come back.
+
+        With `first`, this thread reads before anything else in the guest runs; for a port that is not flooded.
+        """
+        if first:
+            go_first()
         while True:
             try:
                 channel = Channel(int(port) if port.isdigit() else open_port(port))
@@ -131,11 +138,12 @@ def main(arguments: list[str]) -> int:
         options[name] = rest.pop(0)
     told_to_end = _watch_signals()
     threading.stack_size(_STACK_BYTES)
-    agent = Agent(options["--root"])
-    for port in (options["--control"], options["--exec"]):
-        threading.Thread(target=agent.serve_port, args=(port,), daemon=True).start()
-    agent.warm()
+    agent = Agent(options["--root"], go_first=True)
+    for port, first in ((options["--control"], True), (options["--exec"], False)):
+        threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")
+    go_along()
+    agent.warm()
     os.read(told_to_end, 1)
     end_children()
     return 0

@@ -101,7 +101,7 @@ class Route:
             parts.append(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + _pad(body))
         self._socket.settimeout(None)
         self._socket.send(b"".join(parts))
-        results = {}
+        results: dict[int, int] = {}
         while len(results) < len(requests):
             for kind, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES)):
                 if kind == _NLMSG_ERROR:

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 import time
 
 from . import files, netlink
@@ -51,10 +52,11 @@ class Nic:
 
 
 class Network:
-    """Configures cards of the running kernel; resolv.conf lies under `root`."""
+    """Configures cards of the running kernel; resolv.conf lies under `root`; then sets `settled`."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, settled: threading.Event) -> None:
         self._root = root
+        self._settled = settled
 
     def configure(self, request: Request) -> dict[str, Any]:
         """Wait for each card of `nics` and configure it; return what each has now."""
@@ -82,6 +84,7 @@ class Network:
             link = after.get(index, links[nic.mac])  # udev may have renamed it meanwhile
             mine = [address.cidr for address in addresses if address.index == index]
             interfaces.append({"name": link.name, "mac": link.mac, "addresses": mine})
+        request.later.append(self._settled.set)
         return {"interfaces": interfaces}
 
     def _write_resolv_conf(self, nics: list[Nic]) -> None:

@@ -22,7 +22,17 @@ SERVICE = Path(__file__).with_name("liveclone-agent.service")
 _HERE = Path(__file__).parent
 _HOST_ONLY = {"pack.py"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip file can tell
-_MAIN = f"import sys\n\nfrom {PACKAGE}.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+_MAIN = f"""\
+import sys
+
+from {PACKAGE}.priority import go_first
+
+go_first()  # before the rest is loaded, which takes a second at boot under emulation
+
+from {PACKAGE}.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def pack(target: Path) -> None:

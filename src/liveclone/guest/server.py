@@ -6,11 +6,12 @@ the host gets an error that names what hung, and the next request is read as eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from . import frames
 from .channel import Channel, PortGone
 from .errors import CallError, log_exception
+from .priority import go_along
 from .request import Request
 from .workers import Workers
 
@@ -28,11 +29,14 @@ MOST_OPEN = 64  # requests at once on one port; a host that asks for more has lo
 class Server:
     """Answers the calls of `calls` on `channel` until the device is gone."""
 
-    def __init__(self, channel: Channel, calls: Mapping[str, Call], workers: Workers) -> None:
+    def __init__(
+        self, channel: Channel, calls: Mapping[str, Call], workers: Workers, urgent: Container[str] = ()
+    ) -> None:
         self._ignored = 0
         self._channel = channel
         self._calls = calls
         self._workers = workers
+        self._urgent = urgent  # calls that go before everything else in the guest
         self._open: list[Request] = []
 
     @property
@@ -46,6 +50,8 @@ class Server:
             try:
                 lines = self._channel.read(self._expire())
             except PortGone:
+                for request in self._open:
+                    request.expire()  # nobody is left to keep their deadlines, nor to hear of them
                 return
             for line in lines:
                 self._take(line)
@@ -66,14 +72,10 @@ class Server:
             return
         name, args = message["call"], message.get("args")
         seconds = message.get("deadline_s")
-        good = isinstance(seconds, (int, float)) and 0 < seconds <= LONGEST_DEADLINE_S
-        request = Request(
-            id,
-            str(name),
-            args if isinstance(args, dict) else {},
-            float(seconds) if good else DEFAULT_DEADLINE_S,
-            self._send,
-        )
+        if not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_DEADLINE_S:
+            seconds = DEFAULT_DEADLINE_S
+        args = args if isinstance(args, dict) else {}
+        request = Request(id, str(name), args, float(seconds), self._send)
         call = self._calls.get(name) if isinstance(name, str) else None
         if call is None:
             request.fail(CallError("unknown-call", f"there is no call {name!r}"))
@@ -82,7 +84,7 @@ class Server:
         else:
             self._open.append(request)
             found: Call = call
-            self._workers.submit(lambda: _perform(found, request))
+            self._workers.submit(lambda: _perform(found, request), urgent=name in self._urgent)
 
     def _send(self, reply: dict[str, Any]) -> None:
         data = frames.encode(reply)
@@ -105,6 +107,8 @@ def _perform(call: Call, request: Request) -> None:
             log_exception(f"call {request.call}")
             request.fail(CallError("internal", f"{type(error).__name__}: {error}"))
     finally:
+        if request.later:
+            go_along()  # the host has its answer; the rest may wait for others
         for task in request.later:
             try:
                 task()

@@ -34,6 +34,8 @@ class Item:
     slow: ClassVar[bool] = False  # waits for a child process: reset on a thread of its own
     configured: ClassVar[bool] = False  # set to what the host asked for; has no value of its own to compare
 
+    resettable: ClassVar[bool] = True  # False: it is only observed here
+
     def observe(self, ctx: Context) -> Observed:
         """Return the item's value and public facts about it.
 

@@ -13,12 +13,13 @@ from . import Item
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import Details, Observed
+    from . import Observed
 
 
 class Network(Item):
     name = "network"
     required = False
+    resettable = False
 
     def observe(self, ctx: Context) -> Observed:
         cards = sorted(ctx.kernel.interfaces())
@@ -26,9 +27,6 @@ class Network(Item):
             return None, {}
         value = json.dumps([(mac, sorted(addresses)) for _, mac, addresses in cards]).encode()
         return value, {name: " ".join([mac, *addresses]) for name, mac, addresses in cards}
-
-    def reset(self, ctx: Context) -> Details:
-        return {}
 
 
 ITEM = Network

@@ -2,14 +2,13 @@
 
 With a VMGENID device the kernel reseeds itself when a clone starts; without one nobody does. We do not rely on
 it: the host sends 64 random bytes for this machine alone, and they are credited, so that the generator
-takes a new key at once. What is observed is a draw, which differs each time it is asked for: equal draws in
+takes a new key at once. (The VMGENID itself could be read through qemu_fw_cfg; that costs a clone under emulation 25 ms
+and adds nothing to 512 secret bits.) What is observed is a draw, which differs each time it is asked for: equal draws in
 two machines prove shared state, different ones are what the host wants to see.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _DRAW_BYTES = 32
 _SMALLEST_SEED = 32
-_VMGENID = "/sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw"  # where the guest has qemu_fw_cfg
 
 
 class Rng(Item):
@@ -36,22 +34,13 @@ class Rng(Item):
     def reset(self, ctx: Context) -> Details:
         if len(ctx.seed) < _SMALLEST_SEED:
             raise ValueError(f"the host sent {len(ctx.seed)} bytes of seed, {_SMALLEST_SEED} are needed")
-        vmgenid = _read_vmgenid(ctx.path(_VMGENID))
         # Not credited, since none of it is secret; it only keeps two machines apart that were given one seed by mistake.
-        public = json.dumps([ctx.generation, time.perf_counter_ns(), os.getpid()]).encode() + vmgenid
+        public = f"{ctx.generation} {time.perf_counter_ns()}".encode()
         ctx.kernel.add_entropy(ctx.seed, public)
         random = sys.modules.get("random")  # not ours to import; if a library did, its state is shared too
         if random is not None:
             random.seed(ctx.kernel.draw(_DRAW_BYTES))
-        return {"vmgenid": "mixed"} if vmgenid else {}
-
-
-def _read_vmgenid(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(4096)
-    except OSError:
-        return b""
+        return {}
 
 
 ITEM = Rng

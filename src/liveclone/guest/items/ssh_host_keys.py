@@ -2,12 +2,14 @@
 
     at once      the old private keys are removed (all types); new ed25519 and ecdsa keys, of the types there were,
                  take their place; sshd is told (SIGHUP: it runs itself anew)
-    after the    a new RSA key, if there was one: it takes seconds of processor time, so ssh-keygen makes it at the
-    reply        lowest priority; then sshd is told again
+    later, when  a new RSA key, if there was one: it takes seconds of processor time, so ssh-keygen makes it at the
+    all is done  lowest priority; then sshd is told again
 
 Removing comes first: if the making fails, the guest has no host key rather than a shared one, and the host
-refuses the clone. An RSA key in the making is itself state that a clone of this clone would share, so the next
-reset kills it and starts over.
+refuses the clone. sshd's new start costs more than all items together and would compete with the plugging of the
+network card, so it waits at the lowest priority until the clone has its network. That shows no old key: sshd looks
+at a pending SIGHUP before it looks at a connection. An RSA key in the making is itself state that a clone of this
+clone would share, so the next reset kills it and starts over.
 
 NOT HANDLED: keys that sshd_config names outside /etc/ssh/ssh_host_*_key. Their absence from `details` is the
 tripwire.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import os
 import signal
 
-from .. import files, process, sshkey
+from .. import files, priority, process, sshkey
 from ..context import Context
 from ..errors import log_exception
 from . import Item
@@ -73,7 +75,11 @@ class SshHostKeys(Item):
             _write_pair(ctx, "ed25519", sshkey.make_ed25519(draw, comment))
         if "ecdsa" in old:
             _write_pair(ctx, "ecdsa", sshkey.make_ecdsa(draw, comment, bits))
-        tell_sshd(ctx)
+        sshd = find_sshd(ctx)
+        if sshd is not None:
+            priority.put_last(sshd)
+            _hang_up(sshd)
+            ctx.later.append(lambda: _put_back(ctx, sshd))
         if "rsa" in old or self._rsa_due:
             self._rsa_due = True
             turn = self._turn
@@ -88,14 +94,27 @@ class SshHostKeys(Item):
     def _make_rsa(self, ctx: Context, comment: str, turn: int) -> None:
         making = ctx.path(f"{_MAKING}-{turn}")
         name = "ssh_host_rsa_key"
-        line = ["ssh-keygen", "-q", "-t", "rsa", "-b", _RSA_BITS, "-N", "", "-C", comment, "-f", f"{making}/{name}"]
+        line = [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "rsa",
+            "-b",
+            _RSA_BITS,
+            "-N",
+            "",
+            "-C",
+            comment,
+            "-f",
+            f"{making}/{name}",
+        ]
         try:
             files.remove_folder(making)
             os.mkdir(making, mode=0o700)
             child = process.start(line)
             self._rsa = child
             try:
-                _lower_priority(child.pid)
+                priority.put_last(child.pid)
                 if turn != self._turn:
                     child.kill()
             finally:
@@ -111,7 +130,9 @@ class SshHostKeys(Item):
             os.rename(f"{making}/{name}.pub", f"{target}.pub")
             os.rename(f"{making}/{name}", target)  # ssh-keygen has made it 0600
             self._rsa_due = False
-            tell_sshd(ctx)
+            sshd = find_sshd(ctx)
+            if sshd is not None:
+                _hang_up(sshd)
             files.sync([target, f"{target}.pub"])
         except (OSError, RuntimeError):
             log_exception("making the RSA host key")
@@ -136,33 +157,27 @@ def _ecdsa_bits(public: str | None) -> int:
     return int(digits) if digits.isdigit() and sshkey.has_curve(int(digits)) else _ECDSA_BITS
 
 
-def _write_pair(ctx: Context, kind: str, pair: sshkey.Pair) -> None:
+def _write_pair(ctx: Context, kind: str, pair: sshkey.KeyPair) -> None:
     target = f"{_FOLDER}/ssh_host_{kind}_key"
     ctx.replace(target + ".pub", pair.public, 0o644)
     ctx.replace(target, pair.private, 0o600)
 
 
-def _lower_priority(pid: int) -> None:
+def _hang_up(sshd: int) -> None:
+    """Let sshd run itself anew."""
     try:
-        os.setpriority(os.PRIO_PROCESS, pid, 19)
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:
-        pass  # it has ended already, or may not: then it only takes its fair share
-
-
-def tell_sshd(ctx: Context) -> bool:
-    """Let a running sshd read its keys again; False when none runs (one started per connection reads them anyway)."""
-    pid = _find_sshd(ctx)
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, signal.SIGHUP)
+        os.kill(sshd, signal.SIGHUP)
     except ProcessLookupError:
-        return False
-    return True
+        pass  # whoever starts it again lets it read the new keys
 
 
-def _find_sshd(ctx: Context) -> int | None:
+def _put_back(ctx: Context, sshd: int) -> None:
+    if _is_sshd(ctx, str(sshd)):
+        priority.put_back(sshd)
+
+
+def find_sshd(ctx: Context) -> int | None:
+    """Return the number of the sshd that listens; None where one is started per connection (it reads new keys anyway)."""
     text = (files.find_text(ctx.path(_PID_FILE)) or "").strip()
     if text.isdigit() and _is_sshd(ctx, text):
         return int(text)

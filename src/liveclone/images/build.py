@@ -10,7 +10,6 @@ Nothing is half-made at any time: the parts grow in a hidden folder beside their
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tarfile
 import time
@@ -89,6 +88,7 @@ async def _build(
     spec: ImageSpec, key: str, images: ImageLibrary, parts: Path, scratch: Path, progress: Progress
 ) -> Image:
     begin = time.monotonic()
+    rootfs.check_host()
     busybox = initramfs.load_busybox()
     mirror = apt_sources.use_mirror(spec.mirror) if spec.mirror else apt_sources.find_mirror()
     archive = await rootfs.make_tar(spec, mirror, scratch, progress)
@@ -99,7 +99,7 @@ async def _build(
     disk = await rootfs.make_disk(archive, spec.disk_bytes, scratch, progress)
     progress("writing to disk", 0.98)
     disk.chmod(0o444)  # a backing file is never written
-    _sync(disk)
+    files.sync_file(disk)
     disk.rename(parts / library.DISK)
     home = images.folder(spec.name)
     return Image(
@@ -169,11 +169,3 @@ def _newest(paths: Iterable[str]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     files.write_atomic(path, data, mode=0o444)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

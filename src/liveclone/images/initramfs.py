@@ -31,9 +31,9 @@ give_up() {
     $B poweroff -f
 }
 $B mount -t devtmpfs dev /dev || give_up "no /dev"
-for module in $($B cat /modules/order); do
+while read -r module; do
     $B insmod /modules/$module || echo "liveclone: $module cannot be loaded"
-done
+done </modules/order
 tries=0
 until [ -b /dev/vda ]; do
     tries=$((tries + 1))

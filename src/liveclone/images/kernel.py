@@ -4,9 +4,9 @@
     vmlinux, if built with CONFIG_PVH, is started by QEMU directly
 
 The unpacked kernel is what machines boot: under emulation the guest need not unpack it (0.35 s), and QEMU maps it from
-the page cache where it copies a bzImage into its own heap: 11 MiB less for each clone, measured with QEMU 10.0. In exchange the
-kernel's own text is not moved to a random address (KASLR is done by the stub); its data still are. Sources: kernel documents
-x86/boot, x86/pvh; modules.dep(5).
+the page cache where it copies a bzImage into its own heap (11 MiB less for each clone, QEMU 10.0). In exchange the
+kernel's text is not moved to a random address, which the stub does (KASLR); its data still are. Sources: kernel
+documents x86/boot and x86/pvh; modules.dep(5).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
       .NAME.lock         held alone by whoever makes or removes NAME
       .NAME.XXXX/        half-made, or being removed; the next holder of the lock sweeps it
 
-An image appears by one rename, whole, and never changes: machines and snapshots have its disk as their backing file. So whoever
-removes or replaces one sees first that nobody uses it; the library does not know machines.
+An image appears by one rename, whole, and never changes: machines and snapshots have its disk as their backing file.
+So whoever removes or replaces one sees first that nobody uses it; the library does not know machines.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from .. import ids
-from ..errors import Conflict, NotFound
-from ..host import files, locks
+from ..errors import Conflict, NotFound, StoreError
+from ..host import command, files, locks
 from ..model import base
 from ..model.image import Image
 
@@ -90,7 +90,7 @@ class ImageLibrary:
         lock = self.folder(name).with_name(f".{name}.lock")
         async with locks.hold_async(lock, what, deadline_s):
             for left in self._folder.glob(f".{name}.*/"):
-                files.remove_tree(left)
+                await _sweep(left)
             yield
 
     def new_folder(self, name: str) -> Path:
@@ -143,6 +143,15 @@ class ImageLibrary:
             except OSError as error:
                 raise files.explain(error, "removing an image", target) from error
             files.remove_tree(old)
+
+
+async def _sweep(folder: Path) -> None:
+    try:
+        files.remove_tree(folder)
+    except StoreError:
+        # A build without root that was killed has left files of its user's subordinate ids.
+        argv = ["unshare", "--map-root-user", "--map-auto", "--", "rm", "-rf", str(folder)]
+        await command.run(argv, deadline_s=600.0, package="uidmap")
 
 
 def taken(name: str) -> Conflict:

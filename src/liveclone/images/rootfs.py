@@ -3,9 +3,10 @@
     sources ─┐
     payload ─┴─> mmdebstrap ──> root.tar ──> folder ──> mke2fs -d ──> disk.raw ──> qemu-img convert ──> disk.qcow2
 
-As root mmdebstrap works in a mount and process namespace of its own, so that whatever happens to it no mount and no process
-stays. Without root it uses a user namespace with the user's subordinate ids (package uidmap), and so does what unpacks
-the archive. Only mmdebstrap's documented options are used: its own clean-up has run before the archive is written.
+As root mmdebstrap works in a mount and process namespace of its own: they end with their first process, so whatever
+happens to it no mount and no process stays. Without root it uses a user namespace with the user's subordinate ids
+(package uidmap), and so does what unpacks the archive. Only mmdebstrap's documented options are used: its own clean-up
+has run before the archive is written.
 """
 
 from __future__ import annotations
@@ -27,13 +28,20 @@ from .spec import ImageSpec
 
 Progress = Callable[[str, float | None], None]
 
-PACKAGES = ("dbus", "iproute2", "openssh-server", "python3", "systemd-sysv", "tar")
+PACKAGES = ("dbus", "iproute2", "login", "openssh-server", "python3", "systemd-sysv", "tar")
 
 # Half a minute where downloads are fast; a slow line may take an hour for a large set of packages.
 _BUILD_DEADLINE_S = 2 * 3600.0
 _DISK_DEADLINE_S = 1800.0
 # Programs of root are not on everybody's PATH.
 _ENV = {"PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
+
+_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
+}
 
 # What mmdebstrap says, and how far the whole build is then (shares of the 35 s that one takes).
 _PHASES = (
@@ -47,6 +55,26 @@ _PHASES = (
     ("cleaning package lists", "cleaning up", 0.76),
     ("creating tarball", "packing the file system", 0.78),
 )
+
+
+def check_host() -> None:
+    """See that this host has what a build needs, before minutes are spent on it.
+
+    Raises:
+        Unsupported: a program is missing (the message names its package), or there are no user ids to build with.
+    """
+    for program, package in _TOOLS.items():
+        if shutil.which(program, path=_ENV["PATH"]) is None:
+            raise Unsupported(
+                f"{program} is not installed",
+                code="missing-tool",
+                tried="building an image",
+                on=program,
+                seen="not on the PATH",
+                next_step=f"apt install {package}",
+            )
+    if os.geteuid() != 0:
+        _check_namespaces()
 
 
 def plan_packages(image: ImageSpec, mirror: Mirror) -> list[str]:
@@ -65,7 +93,8 @@ def render_mmdebstrap(
         f'rm "$1{inside}"; chroot "$1" sh {system.BUILD}/setup'
     )
     return [
-        # Kernel's sake: a namespace ends with its first process, and takes all mounts and processes with it.
+        # Without root mmdebstrap is asked to end, for it alone can remove the files of its user ids.
+        *_tied("KILL" if root else "TERM"),
         *(["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--"] if root else []),
         "mmdebstrap",
         f"--mode={'root' if root else 'unshare'}",
@@ -84,11 +113,9 @@ async def make_tar(image: ImageSpec, mirror: Mirror, folder: Path, progress: Pro
     """Build the guest's root as an archive in `folder` and return its path.
 
     Raises:
-        Unsupported: mmdebstrap is missing, or may not work here. StoreError: it failed; its last lines are in `seen`.
+        StoreError: mmdebstrap failed; its last lines are in `seen`.
     """
     root = os.geteuid() == 0
-    if not root:
-        _check_namespaces()
     payload, target = folder / "payload.tar", folder / "root.tar"
     write_payload(image, payload)
     scratch = folder / "scratch"
@@ -112,7 +139,6 @@ async def make_tar(image: ImageSpec, mirror: Mirror, folder: Path, progress: Pro
         env=env,
         stdin=mirror.render(image.suite).encode(),
         cwd=folder,
-        package="mmdebstrap",
     )
     return target
 
@@ -135,29 +161,32 @@ async def make_disk(archive: Path, size_bytes: int, folder: Path, progress: Prog
     )
     try:
         await command.run(
-            [*as_root(), "sh", "-c", script, "sh", str(archive), str(tree), str(raw)],
+            [*_tied("KILL"), *_as_root(), "sh", "-c", script, "sh", str(archive), str(tree), str(raw)],
             deadline_s=_DISK_DEADLINE_S,
             env=_ENV,
-            package="e2fsprogs",
         )
     except StoreError as error:
         error.next_step = error.next_step or "give the image a larger disk, and see that this one has room"
         raise
     finally:
         if tree.exists():
-            await command.run([*as_root(), "rm", "-rf", str(tree)], deadline_s=_DISK_DEADLINE_S)
+            await command.run([*_as_root(), "rm", "-rf", str(tree)], deadline_s=_DISK_DEADLINE_S)
     progress("converting the disk", 0.94)
     await command.run(
-        ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)],
+        [*_tied("KILL"), "qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)],
         deadline_s=_DISK_DEADLINE_S,
         env=_ENV,
-        package="qemu-utils",
     )
     raw.unlink()
     return disk
 
 
-def as_root() -> list[str]:
+def _tied(signal: str) -> list[str]:
+    """Return what stands before a command that shall get this signal when we die."""
+    return ["setpriv", f"--pdeathsig={signal}", "--"]
+
+
+def _as_root() -> list[str]:
     """Return what stands before a command that has to own files of several users."""
     return [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
 

@@ -117,7 +117,9 @@ class ImageSpec:
 
 
 def parse_copy(text: str) -> tuple[Path, str]:
-    """Return the pair that "HOST:GUEST" names; without a guest path it is the host's.
+    """Return the pair that "HOST:GUEST" names.
+
+    Without a guest path it is the host's; one that ends in a slash is the folder to copy into.
 
     Raises:
         Refused: the guest path is not absolute, or leads upwards.
@@ -125,6 +127,8 @@ def parse_copy(text: str) -> tuple[Path, str]:
     source, _, target = text.partition(":")
     path = Path(source).expanduser()
     target = target or str(path.absolute())
+    if target.endswith("/"):
+        target += path.name
     _check_target(target)
     return path, target
 

@@ -3,15 +3,10 @@
     stdin  ──read()──> [pending] ── exec_io, by offset ──> job in the guest
     stdout <─────────────────────── exec_io, by offset ───  (docs/agent.md)
 
-The exec port serves one connection at a time, and several commands may run at once, so they take turns: two lock
-files make a turnstile, since a single one would mostly be taken again by whoever has just let go of it.
-
-    exec-ID.next   held while waiting for the port: whoever is next in the queue
-    exec-ID        held while connected to the port
-
-As long as nobody waits the connection is kept. Nothing is lost with one: every byte has an offset, and a command is
-started under an id of our own choosing, so whatever was not answered is asked again. So a snapshot in the
-middle, whose handover replaces the process behind the port, is only a pause.
+Several commands share the port and take turns (engine/turns); as long as nobody else waits the connection is kept.
+Nothing is lost with one: every byte has an offset, and a command is started under an id of our own choosing, so
+whatever was not answered is asked again. So a snapshot in the middle, whose handover replaces the process behind the
+port, is only a pause.
 """
 
 from __future__ import annotations
@@ -22,17 +17,16 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..errors import GuestError, LivecloneError, NotFound
-from ..host import locks, process
+from ..host import process
 from ..model.machine import Machine
+from . import turns
 from .agent import Agent
-from .context import BUSY_DEADLINE_S, Context
+from .context import Context
 
 # How long the guest keeps a question that has no answer yet: whoever else wants the port waits that long at most.
 WAIT_S = 0.2
@@ -113,28 +107,6 @@ def find_running(ctx: Context, text: str) -> Machine:
     return machine
 
 
-async def find_again(ctx: Context, machine: Machine, error: LivecloneError) -> Machine:
-    """Return a machine whose connection ended with `error`, when whoever works on it is done: maybe in another process.
-
-    Raises:
-        GuestError: it has stopped.
-    """
-    path = ctx.layout.lock(f"machine-{machine.id}")
-    async with locks.hold_async(path, f"finding {machine.name} again", BUSY_DEADLINE_S, shared=True):
-        pass
-    found = ctx.machines.load(machine.id)
-    if process.is_alive(found.process):
-        return found
-    raise GuestError(
-        f"{machine.name} stopped meanwhile",
-        code="guest-gone",
-        tried=error.tried,
-        on=machine.name,
-        seen=error.seen,
-        next_step=f"liveclone logs {machine.name}",
-    ) from error
-
-
 async def execute(ctx: Context, machine: Machine, command: Command, streams: Streams) -> int:
     """Run `command` and return its exit code (128 + N where signal N ended it) when all its output has been written.
 
@@ -195,34 +167,18 @@ class _Run:
         while self.exit_code is None:
             before = self._position()
             try:
-                async with self._turn() as agent:
+                async with turns.take(ctx, self.machine, TURN_DEADLINE_S) as agent:
                     await self._slice(agent)
             except (GuestError, NotFound) as error:
                 lost = lost + 1 if self._position() == before else 1
                 if error.code not in ("guest-gone", "not-running") or lost > _MOST_LOSSES:
                     raise
-                self.machine = await find_again(ctx, self.machine, error)
+                self.machine = await turns.find_again(ctx, self.machine, error)
             # A reader who is slow (a pager, a full disk) holds us up, but not whoever waits for the port.
             await self._written()
 
     def _position(self) -> tuple[object, ...]:
         return self.started, self.out_at, self.err_at, self.in_at
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, deadline_s: float = TURN_DEADLINE_S) -> AsyncIterator[Agent]:
-        """Wait for our turn and connect."""
-        what = f"a command in {self.machine.name}"
-        async with AsyncExitStack() as stack:
-            async with locks.hold_async(self._lock("next"), what, deadline_s):
-                await stack.enter_async_context(locks.hold_async(self._lock(), what, deadline_s))
-            folder = self.ctx.layout.machine(self.machine.id)
-            reader, writer = await self.ctx.driver.connect_port(self.machine, folder, "exec")
-            agent = Agent(self.machine.name, reader, writer)
-            stack.push_async_callback(agent.close)
-            yield agent
-
-    def _lock(self, suffix: str = "") -> Path:
-        return self.ctx.layout.lock(f"exec-{self.machine.id}" + (f".{suffix}" if suffix else ""))
 
     async def _slice(self, agent: Agent) -> None:
         """Talk until the command has ended or somebody else waits for the port."""
@@ -235,7 +191,7 @@ class _Run:
             if self.writing is not None and not (await asyncio.wait({self.writing}, timeout=WAIT_S))[0]:
                 return
             await self._written()
-            if time.monotonic() >= until and locks.is_held(self._lock("next")):
+            if time.monotonic() >= until and turns.is_wanted(self.ctx, self.machine):
                 return
 
     async def _control(self, agent: Agent) -> None:
@@ -333,5 +289,5 @@ class _Run:
     async def _close(self) -> None:
         """Let the guest forget the command, and kill it if it runs; a guest that is gone has done so."""
         with contextlib.suppress(LivecloneError):
-            async with self._turn(CLOSE_DEADLINE_S) as agent:
+            async with turns.take(self.ctx, self.machine, CLOSE_DEADLINE_S) as agent:
                 await agent.call("exec_close", {"job": self.job}, deadline_s=CLOSE_DEADLINE_S)

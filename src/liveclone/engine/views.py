@@ -158,7 +158,7 @@ def show_snapshot(ctx: Context, text: str) -> SnapshotDetail:
         summary=summarize_snapshot(ctx, snapshot, len(clones)),
         snapshot=snapshot,
         clones=tuple(clone.name for clone in clones),
-        members=tuple(ctx.evidence(snapshot.id).members().values()),
+        members=tuple(sorted(ctx.evidence(snapshot.id).members().values(), key=lambda member: member.at)),
     )
 
 

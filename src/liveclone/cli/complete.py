@@ -1,0 +1,56 @@
+"""Names for the shell's completion, read off the home folder. Whatever goes wrong: no names, no noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def machines(incomplete: str) -> list[tuple[str, str]]:
+    """Return the machines, with what they are of."""
+    return [
+        (name, f"clone of {manifest['clone_of']}" if manifest.get("clone_of") else str(manifest.get("image")))
+        for name, manifest in _named("machines", incomplete)
+    ]
+
+
+def snapshots(incomplete: str) -> list[tuple[str, str]]:
+    """Return the snapshots, with their sources."""
+    return [(name, f"of {manifest.get('source_name')}") for name, manifest in _named("snapshots", incomplete)]
+
+
+def images(incomplete: str) -> list[tuple[str, str]]:
+    """Return the images, with their suites."""
+    return [(name, str(manifest.get("suite") or "")) for name, manifest in _named("images", incomplete)]
+
+
+def machines_and_snapshots(incomplete: str) -> list[tuple[str, str]]:
+    """Return what `show` takes."""
+    return machines(incomplete) + snapshots(incomplete)
+
+
+def copy_ends(incomplete: str) -> list[tuple[str, str]]:
+    """Return machines as the beginning of MACHINE:PATH."""
+    return [(f"{name}:", words) for name, words in machines(incomplete)]
+
+
+def _named(kind: str, incomplete: str) -> Iterator[tuple[str, dict[str, object]]]:
+    try:
+        paths = sorted((_home() / kind).glob("[!.]*/manifest.json"))
+    except Exception:  # noqa: BLE001 - a bad setting is for the command to report
+        return
+    for path in paths:
+        try:
+            manifest = json.loads(path.read_bytes())
+            name = str(manifest["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if name.startswith(incomplete):
+            yield name, manifest
+
+
+def _home() -> Path:
+    from ..engine.settings import read
+
+    return read().home

@@ -1,0 +1,217 @@
+"""snapshot: create (also its short form), list, show, remove, seal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from . import complete, output, params
+from .verb import Cli, make_group, verb
+
+if TYPE_CHECKING:
+    from ..engine.context import Context
+    from ..engine.views import SnapshotDetail, SnapshotSummary
+    from ..errors import LivecloneError
+    from ..model.snapshot import Snapshot
+
+
+class ShortForm(TyperGroup):
+    """`snapshot MACHINE` means `snapshot create MACHINE`. A machine called "list" needs the long form."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["create", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        every = super().shell_complete(ctx, "")  # never empty, and says of what kind the answer is
+        names = [type(every[0])(name, help=words) for name, words in complete.machines(incomplete)]
+        return super().shell_complete(ctx, incomplete) + names
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file to `app`."""
+    group = make_group(
+        cls=ShortForm,
+        help="Take live snapshots, and look after them. `snapshot MACHINE` is short for `snapshot create MACHINE`.",
+        subcommand_metavar="MACHINE | COMMAND ...",
+    )
+    verb(group, "create")(create)
+    verb(group, "list", "ls")(list_)
+    verb(group, "show", "inspect")(show)
+    verb(group, "remove", "rm")(remove)
+    verb(group, "seal")(seal)
+    app.add_typer(group, name="snapshot")
+
+
+def create(
+    cli: Cli,
+    machine: params.Machine,
+    name: Annotated[str, typer.Option(help="Its name; the machine's and a number by default.")] = "",
+    method: Annotated[
+        Literal["handover", "background", "stream"] | None,
+        typer.Option(
+            metavar="handover|background|stream",
+            help="How the memory is captured; by default what the machine's memory allows best.",
+            show_default=False,
+        ),
+    ] = None,
+    wait_sealed: Annotated[
+        bool, typer.Option("--wait-sealed", help="Return only when it would survive a reboot of the host.")
+    ] = False,
+) -> None:
+    """Take a live snapshot of a running machine. Returns when clones can start; the machine runs on."""
+
+    async def work(ctx: Context) -> SnapshotSummary:
+        from ..engine import snapshot, views
+        from ..model.snapshot import CaptureMethod
+
+        request = snapshot.Request(
+            machine=machine,
+            name=name,
+            method=CaptureMethod(method) if method else None,
+            wait_sealed=wait_sealed,
+        )
+        taken = await snapshot.take(ctx, request)
+        return views.summarize_snapshot(ctx, taken, 0)
+
+    summary = cli.run(work)
+    if cli.json:
+        output.print_json(summary)
+    elif cli.quiet:
+        output.print_line(summary.name)
+    else:
+        from ..units import render_duration
+
+        words = "sealed" if wait_sealed else "clones can start; sealing goes on in the background"
+        pause = render_duration(summary.pause_ms / 1000)
+        output.print_line(f"{summary.name}: {summary.source} stood still for {pause}; {words}")
+
+
+def list_(cli: Cli) -> None:
+    """List snapshots."""
+
+    async def work(ctx: Context) -> list[SnapshotSummary]:
+        from ..engine import views
+
+        return views.list_snapshots(ctx)
+
+    snapshots = cli.run(work)
+    if cli.json:
+        output.print_json(snapshots)
+    elif cli.quiet:
+        for one in snapshots:
+            output.print_line(one.name)
+    else:
+        from ..units import render_size
+
+        output.print_table(
+            ("name", "id", "state", "source", "ram", "on disk", "on tmpfs", "pause", "clones", "age"),
+            (
+                (
+                    *(s.name, s.id, s.busy or s.state.value, s.source, render_size(s.ram_bytes)),
+                    *(render_size(s.disk_used_bytes), render_size(s.hot_used_bytes), f"{s.pause_ms:.1f} ms"),
+                    *(s.clones, output.render_age(s.created_at)),
+                )
+                for s in snapshots
+            ),
+        )
+
+
+def show(cli: Cli, snapshot: params.Snapshot) -> None:
+    """Show all that is known of a snapshot."""
+    from .show import print_snapshot
+
+    async def work(ctx: Context) -> SnapshotDetail:
+        from ..engine import views
+
+        return views.show_snapshot(ctx, snapshot)
+
+    detail = cli.run(work)
+    if cli.json:
+        output.print_json(detail)
+    else:
+        print_snapshot(detail)
+
+
+def remove(cli: Cli, snapshots: params.Snapshots) -> int:
+    """Remove snapshots. Machines cloned from them run on; disk layers that they stand on stay as long as they do."""
+    from ..errors import LivecloneError
+    from . import exits
+
+    async def work(ctx: Context) -> list[tuple[str, list[str], LivecloneError | None]]:
+        from ..engine import remove as removals
+
+        done: list[tuple[str, list[str], LivecloneError | None]] = []
+        for text in dict.fromkeys(snapshots):
+            try:
+                clones = removals.find_machines_of(ctx, ctx.snapshots.find(text))
+                removed = await removals.remove_snapshot(ctx, text)
+                done.append((removed.name, [clone.name for clone in clones], None))
+            except LivecloneError as error:
+                done.append((text, [], error))
+        return done
+
+    outcomes = cli.run(work)
+    if cli.json:
+        output.print_json(
+            [
+                {
+                    "name": name,
+                    "done": "" if e else "removed",
+                    "run_on": clones,
+                    "error": e.fields() if e else None,
+                }
+                for name, clones, e in outcomes
+            ]
+        )
+    failed = [error for _, _, error in outcomes if error]
+    for name, clones, error in outcomes:
+        if not error and not cli.json:
+            still = f"; {', '.join(clones)} stay" if clones and not cli.quiet else ""
+            output.print_line(name if cli.quiet else f"{name} removed{still}")
+    for error in failed:
+        cli.print_error(error)
+    return exits.code_of(failed[0]) if failed else 0
+
+
+def seal(cli: Cli, snapshot: params.Snapshot) -> None:
+    """Wait until a snapshot is sealed. Durable, with the digest of every part; begins anew if that was cut short."""
+
+    async def work(ctx: Context) -> SnapshotSummary:
+        from ..engine import views
+
+        sealed = await _seal(ctx, ctx.snapshots.find(snapshot))
+        return views.show_snapshot(ctx, sealed.id).summary
+
+    summary = cli.run(work)
+    if cli.json:
+        output.print_json(summary)
+    else:
+        output.print_line(summary.name if cli.quiet else f"{summary.name} is sealed")
+
+
+async def _seal(ctx: Context, found: Snapshot) -> Snapshot:
+    from ..engine import seal
+    from ..errors import StoreError
+    from ..host import locks
+    from ..model.snapshot import SnapshotState
+
+    async def see() -> Snapshot:
+        """Wait for whoever seals it already, and look."""
+        async with locks.hold_async(ctx.layout.lock(f"seal-{found.id}"), "waiting", seal.DEADLINE_S):
+            return ctx.snapshots.load(found.id)
+
+    ctx.progress("sealing", None)
+    seen = await see()
+    if seen.state is SnapshotState.SEALED:
+        return seen
+    try:
+        return await seal.wait(ctx, seen, seal.start(ctx, seen))
+    except StoreError:
+        seen = await see()  # somebody else may have begun at the same moment, and ours left it to them
+        if seen.state is SnapshotState.SEALED:
+            return seen
+        raise

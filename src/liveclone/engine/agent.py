@@ -21,7 +21,7 @@ from ..formats import agent_frames
 _SLACK_S = 2.0
 
 # When a call that may be repeated is asked again, at first; each time the wait doubles.
-_ASK_AGAIN_S = 0.5
+_ASK_AGAIN_S = 0.2
 
 
 class Agent:

@@ -22,6 +22,8 @@ async def halt(ctx: Context, machine: Machine) -> Machine:
     await wiring.unpublish(machine)
     if machine.process is not None and process.is_alive(machine.process):
         await process.end(machine.process)
+    for forgotten in process.find_logging_into(ctx.layout.machine(machine.id)):
+        await process.end(forgotten)  # its starter died before it could write it down
     for folder in ctx.layout.machine(machine.id).glob("run*"):
         folder.unlink() if folder.is_symlink() else files.remove_tree(folder)
     if machine.memory is not None and machine.memory.source is MemorySource.SHARED_HOT:

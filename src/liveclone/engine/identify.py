@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import GuestError
 from ..model.base import now
-from ..model.identity import Evidence, Generation, ItemReport
+from ..model.identity import Evidence, Finding, Generation, ItemReport
 from ..model.machine import Machine
 from .agent import Agent
 
@@ -74,8 +74,21 @@ async def _change(
         snapshot=snapshot_id,
         generation=machine.generation,
         items=_reports(answer, agent.name),
+        findings=_failed_hooks(answer) if call == "identify" else (),
         at=now(),
         took_ms=round((time.monotonic() - began) * 1000, 3),
+    )
+
+
+def _failed_hooks(answer: dict[str, Any]) -> tuple[Finding, ...]:
+    """Return what speaks against a clone whose applications could not become another machine's."""
+    return tuple(
+        Finding(
+            item=f"hook cloned/{hook['name']}",
+            reason=f"it ended with {hook['code']}: {hook['output']}".rstrip(": \n"),
+        )
+        for hook in answer.get("hooks", ())
+        if hook["code"]
     )
 
 

@@ -72,10 +72,13 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
         machine = await _renew(ctx, machine)
     except NotFound:
         machine = await disposal.halt(ctx, machine)
-    if not committed:
+    if committed:
+        # The snapshot's names for the frozen layer and the RAM file are the ones that count.
+        Path(facts["disk"]).unlink(missing_ok=True)
+        if machine.memory is None or machine.memory.path != str(ctx.layout.ram(machine.id)):
+            ctx.layout.ram(machine.id).unlink(missing_ok=True)
+    else:
         next_disk.unlink(missing_ok=True)
-    elif machine.memory is None or machine.memory.path != str(ctx.layout.ram(machine.id)):
-        ctx.layout.ram(machine.id).unlink(missing_ok=True)  # its other name is the image's, or nobody needs it
     if not complete:
         _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
     return machine

@@ -74,6 +74,7 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
             snapshot=work.id,
             name=work.name,
             memory=str(work.memory),
+            disk=machine.disk,
             next_disk=str(work.next_disk),
             method=work.method.value,
         )

@@ -67,7 +67,10 @@ async def configure(machine: Machine, agent: Agent) -> tuple[str, ...]:
     if not nics:
         return ()
     answer = await agent.call(
-        "network", {"nics": nics, "wait_s": CONFIGURE_DEADLINE_S}, deadline_s=CONFIGURE_DEADLINE_S
+        "network",
+        {"nics": nics, "wait_s": CONFIGURE_DEADLINE_S},
+        deadline_s=CONFIGURE_DEADLINE_S,
+        repeat=True,
     )
     return tuple(str(interface["mac"]) for interface in answer["interfaces"])
 

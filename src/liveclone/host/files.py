@@ -41,6 +41,15 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int = 0
         raise explain(error, "writing a file", path) from error
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's contents durable, whoever wrote them."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from ..errors import Conflict
@@ -28,30 +28,24 @@ def hold(path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
     Raises:
         Conflict: somebody else holds it (code "busy"); who, and what for, is in `seen`.
     """
-    fd = _open(path)
-    try:
-        _acquire(fd, path, what, deadline_s, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        if not shared:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {what}".encode(), 0)
+    with _opened(path) as fd:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        if not _take(fd, kind) and not (deadline_s > 0 and _wait(fd, kind, deadline_s)):
+            raise _busy(fd, path, what)
+        _sign(fd, what, shared)
         yield
-    finally:
-        os.close(fd)
 
 
 @contextlib.asynccontextmanager
 async def hold_async(
     path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
 ) -> AsyncIterator[None]:
-    """As `hold`, without blocking the event loop while it waits."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(path, what, 0.0, shared=shared))
-        except Conflict:
-            if not deadline_s:
-                raise
-            holding = hold(path, what, deadline_s, shared=shared)
-            await asyncio.to_thread(stack.enter_context, holding)
+    """As `hold`, without blocking the event loop while it waits; cancelling it ends the waiting at once."""
+    with _opened(path) as fd:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        if not _take(fd, kind) and not (deadline_s > 0 and await _wait_async(fd, kind, deadline_s)):
+            raise _busy(fd, path, what)
+        _sign(fd, what, shared)
         yield
 
 
@@ -69,20 +63,38 @@ def is_held(path: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = _open(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _open(path: Path) -> int:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _acquire(fd: int, path: Path, what: str, deadline_s: float, kind: int) -> None:
-    with contextlib.suppress(BlockingIOError):
+def _take(fd: int, kind: int) -> bool:
+    try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        return
-    if deadline_s > 0 and _wait(fd, kind, deadline_s):
-        return
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(fd: int, what: str, shared: bool) -> None:
+    if not shared:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {what}".encode(), 0)
+
+
+def _busy(fd: int, path: Path, what: str) -> Conflict:
     holder = os.pread(fd, 200, 0).decode(errors="replace")
     pid, _, does = holder.partition(" ")
-    raise Conflict(
+    return Conflict(
         f"busy: another command is at work on it ({does or 'unknown'})",
         code="busy",
         tried=what,
@@ -92,24 +104,61 @@ def _acquire(fd: int, path: Path, what: str, deadline_s: float, kind: int) -> No
     )
 
 
-def _wait(fd: int, kind: int, deadline_s: float) -> bool:
-    """Wait for a lock in the kernel's queue, in a thread of its own: flock(2) itself knows no deadline."""
-    copy = os.dup(fd)  # same open file: what the thread locks is ours, and it can outlive our descriptor
-    given_up = threading.Event()
-    have = threading.Event()
+class _Waiter:
+    """Waits for a lock in the kernel's queue, in a thread of its own: flock(2) itself knows no deadline.
 
-    def work() -> None:
+    The thread cannot be called back; one that is given up lets go of the lock when it gets it. It is a daemon, so that a
+    command which has given up can end.
+    """
+
+    def __init__(self, fd: int, kind: int, tell: Callable[[], None]) -> None:
+        self._fd = os.dup(
+            fd
+        )  # same open file: what the thread locks is ours, and it may outlive our descriptor
+        self._kind = kind
+        self._tell = tell
+        self._given_up = threading.Event()
+        self._have = threading.Event()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
         try:
-            fcntl.flock(copy, kind)
-            if given_up.is_set():
-                fcntl.flock(copy, fcntl.LOCK_UN)
+            fcntl.flock(self._fd, self._kind)
+            if self._given_up.is_set():
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
             else:
-                have.set()
+                self._have.set()
+                self._tell()
         finally:
-            os.close(copy)
+            os.close(self._fd)
 
-    threading.Thread(target=work, daemon=True).start()
-    if have.wait(deadline_s):
-        return True
-    given_up.set()
-    return have.is_set()
+    def wait(self, deadline_s: float) -> bool:
+        return self._have.wait(deadline_s) or self.give_up()
+
+    def give_up(self) -> bool:
+        """Stop waiting; True if it has come at the last moment and is ours after all."""
+        self._given_up.set()
+        return self._have.is_set()
+
+
+def _wait(fd: int, kind: int, deadline_s: float) -> bool:
+    return _Waiter(fd, kind, lambda: None).wait(deadline_s)
+
+
+async def _wait_async(fd: int, kind: int, deadline_s: float) -> bool:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(told.set)
+
+    waiter = _Waiter(fd, kind, tell)
+    try:
+        await asyncio.wait_for(told.wait(), deadline_s)
+    except TimeoutError:
+        return waiter.give_up()
+    except asyncio.CancelledError:
+        waiter.give_up()
+        raise
+    return True

@@ -193,6 +193,22 @@ def wait_gone(process: ProcessRef, deadline_s: float) -> bool:
     return not is_alive(process)
 
 
+def find_logging_into(folder: Path) -> list[ProcessRef]:
+    """Return the processes whose standard output is a file in `folder`: those that `start` started for it.
+
+    Tells of a process that was started by somebody who died before writing it down.
+    """
+    found = []
+    prefix = f"{folder.resolve()}/"
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError, NotFound):
+            if str(Path(f"/proc/{entry.name}/fd/1").readlink()).startswith(prefix):
+                found.append(ref(int(entry.name)))
+    return found
+
+
 def find(text: str) -> list[tuple[int, str]]:
     """Return (pid, command line) of all processes whose command line holds `text`, ourselves left out."""
     found = []

@@ -75,12 +75,15 @@ class EvidenceBook:
     ) -> Evidence:
         """Judge `evidence` against snapshot and members, record it with the verdict, and return it so.
 
-        `existing` are the ids of the machines that exist now (verify.judge).
+        Findings that it has already stay. `existing` are the ids of the machines that exist now (verify.judge).
         """
         with locks.hold(self._lock, f"comparing {evidence.name}", 60.0):
             members = {key: value for key, value in self.members().items() if key != evidence.machine}
             judged: Evidence = evidence.replace(
-                findings=verify.judge(evidence.items, snapshot_items, members, existing),
+                findings=(
+                    *evidence.findings,
+                    *verify.judge(evidence.items, snapshot_items, members, existing),
+                ),
                 compared_with=tuple(members),
             )
             self.record(judged)

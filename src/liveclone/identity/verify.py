@@ -65,6 +65,9 @@ def _judge_item(
     if required and report.status is ItemStatus.ABSENT and before and before.status is ItemStatus.PRESENT:
         yield found("it was there in the snapshot and is reported absent")
         return
+    if required and report.status is ItemStatus.CONFIGURED and before and before.before:
+        yield found("it had a value in the snapshot, and the agent gave no new one to compare")
+        return
     if report.status not in _RESET:
         return
     if required and not report.after:

@@ -8,6 +8,7 @@ Objects are asked for by name, by id, or by the beginning of an id. Names are un
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -136,7 +137,7 @@ class Objects(Generic[T]):
         (folder / MANIFEST).unlink(missing_ok=True)
         files.remove_tree(folder)
 
-    def _missing(self, text: str, names: list[str]) -> NotFound:
+    def _missing(self, text: str, names: Sequence[str]) -> NotFound:
         near = difflib.get_close_matches(text, names, 3)
         shown = text if len(text) <= 40 else text[:37] + "..."
         return NotFound(

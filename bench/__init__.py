@@ -1,0 +1,14 @@
+"""Measurements: what a live snapshot costs its source, and what a live clone costs its host.
+
+    ./dev bench [--quick | --full] [--json FILE]     measure: table on stdout, series in FILE, picture beside it
+    ./dev bench --from FILE                          table and picture of what was measured before
+
+    __main__   the command                  lab        temporary home, image, sources; the clean-up
+    plan       how much is measured         recording  values while they come in
+    pauses     source_pause guest_gap       series     series as they stand in the file
+    clones     clone_ready clone_host       targets    what is wanted of the figures
+    crowd      clones_per_second            table      text
+               private_memory               picture    SVG
+
+A benchmark asserts nothing: it measures, and says beside each target whether it was met on this host.
+"""

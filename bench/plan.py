@@ -1,0 +1,77 @@
+"""How much is measured.
+
+Only the first snapshot of a machine from cold is a handover, so each value of `source_pause` by handover costs a boot.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+MODULES = ("pauses", "clones", "crowd")
+SIZES_MIB = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures. Sizes are of RAM; the guest fills nearly all of it."""
+
+    name: str
+    sizes_mib: tuple[int, ...]
+    handovers: int  # boots of each size
+    later: int  # further snapshots of each size's last source, by background
+    streams: int  # and by stream
+    clones: int  # one after another, at each size
+    crowd_mib: int
+    crowds: tuple[int, ...]  # clones at once
+    rounds: int  # of each crowd
+    modules: tuple[str, ...] = MODULES
+
+
+QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1)
+DEFAULT = Plan("default", SIZES_MIB, 5, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2)
+FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses a plan."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="little of everything, a few minutes")
+    amount.add_argument(
+        "--full", action="store_true", help="ten boots of each size and more; close to an hour"
+    )
+    parser.add_argument(
+        "--only", choices=MODULES, action="append", help="measure only this; may be given again"
+    )
+    parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
+    parser.add_argument(
+        "--repeats", type=_positive, help="this many boots, snapshots, clones and rounds each"
+    )
+
+
+def choose(arguments: argparse.Namespace) -> Plan:
+    """Return the plan that the arguments ask for."""
+    plan = QUICK if arguments.quick else FULL if arguments.full else DEFAULT
+    if arguments.only:
+        plan = replace(plan, modules=tuple(name for name in MODULES if name in arguments.only))
+    if arguments.sizes:
+        plan = replace(plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0])
+    if arguments.repeats:
+        n = arguments.repeats
+        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n)
+    return plan
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes: Sequence[int] = [int(part) for part in text.split(",")]
+    if any(size < 256 or size % 2 for size in sizes):
+        raise argparse.ArgumentTypeError("give even numbers of MiB, 256 or more")
+    return tuple(sizes)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return number

@@ -1,0 +1,85 @@
+"""What is wanted of the figures, as data; and what they are on this host.
+
+Ratios of two sizes are the first promises of the design: neither a source's pause nor a clone's start grows with RAM.
+A target is judged by the p50 and, where it is a limit on a pause, by the p95 too; nothing fails when one is not met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .series import Entry, find
+
+SMALL, LARGE = 512, 4096
+
+Find = Callable[[Sequence[Entry]], float | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One wish. `measured` returns None where the series that it needs were not measured."""
+
+    words: str
+    limit: float
+    unit: str
+    measured: Find
+    at_most: bool = True
+
+    def is_met(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+def _value(series: str, statistic: str, ram_mib: int, **dimensions: str) -> Find:
+    def measured(entries: Sequence[Entry]) -> float | None:
+        entry = find(entries, series, ram_mib=ram_mib, **dimensions)
+        return None if entry is None else float(getattr(entry, statistic))
+
+    return measured
+
+
+def _ratio(above: Find, below: Find) -> Find:
+    def measured(entries: Sequence[Entry]) -> float | None:
+        one, other = above(entries), below(entries)
+        return one / other if one is not None and other else None
+
+    return measured
+
+
+def _growth(series: str, statistic: str, **dimensions: str) -> Find:
+    return _ratio(
+        _value(series, statistic, LARGE, **dimensions), _value(series, statistic, SMALL, **dimensions)
+    )
+
+
+def _pause(words: str, series: str) -> list[Target]:
+    return [
+        *(
+            Target(f"{words}, {SMALL} MiB, {p}", 30, "ms", _value(series, p, SMALL, method="handover"))
+            for p in ("p50", "p95")
+        ),
+        *(
+            Target(
+                f"{words}, {LARGE} MiB : {SMALL} MiB, {p}", 1.5, "x", _growth(series, p, method="handover")
+            )
+            for p in ("p50", "p95")
+        ),
+    ]
+
+
+TARGETS = (
+    *_pause("source's pause", "source_pause"),
+    *_pause("gap seen in the guest", "guest_gap"),
+    Target(f"clone to ready, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_ready", "p50")),
+    Target(f"clone, the host's part, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_host", "p50")),
+    *(
+        Target(
+            f"cold boot : clone, both to ready, {size} MiB, p50",
+            20,
+            "x",
+            _ratio(_value("cold_boot_ready", "p50", size), _value("clone_ready", "p50", size)),
+            at_most=False,
+        )
+        for size in (SMALL, LARGE)
+    ),
+)

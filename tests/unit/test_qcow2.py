@@ -15,9 +15,7 @@ from liveclone.units import GIB, MIB, PAGE
 TIB = 1024 * GIB
 
 sizes = st.integers(1, 16 * TIB // 512).map(lambda sectors: sectors * 512)
-names = st.text(
-    st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=200
-)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=200)
 
 
 @given(size_bytes=sizes, name=names)

@@ -1,0 +1,79 @@
+"""One operation of the engine in a process of its own, for tests that stop it at a point, or kill it.
+
+    python -m tests.operation '{"do": "snapshot", "with": {"machine": "web"}, "deadlines": {"identify.X_S": 2.0}}'
+
+Prints one JSON object: {"ok": ...}, or {"error": the error's fields}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from typing import Any
+
+from liveclone.engine import clone, remove, repair, run, snapshot
+from liveclone.engine.context import Context, open_context
+from liveclone.errors import LivecloneError
+from liveclone.model.snapshot import CaptureMethod
+
+
+async def take(ctx: Context, machine: str, name: str = "", method: str = "") -> Any:
+    wanted = CaptureMethod(method) if method else None
+    taken = await snapshot.take(ctx, snapshot.Request(machine=machine, name=name, method=wanted))
+    return taken.id
+
+
+async def start_clones(ctx: Context, snapshot: str, **options: Any) -> Any:
+    results = await clone.start(ctx, clone.Request(snapshot=snapshot, overcommit=True, **options))
+    return [{"name": r.name, "error": r.error and r.error.fields()} for r in results]
+
+
+async def start(ctx: Context, machine: str) -> Any:
+    return (await run.start(ctx, machine)).id
+
+
+async def boot(ctx: Context, **request: Any) -> Any:
+    return (await run.run(ctx, run.Request(**request))).id
+
+
+async def stop(ctx: Context, machine: str) -> Any:
+    return (await run.stop(ctx, machine, force=True)).id
+
+
+async def remove_machine(ctx: Context, machine: str) -> Any:
+    return (await remove.remove_machine(ctx, machine, force=True)).id
+
+
+async def settle(ctx: Context) -> Any:
+    return await repair.settle_all(ctx)
+
+
+ACTIONS = {
+    "snapshot": take,
+    "clone": start_clones,
+    "run": boot,
+    "start": start,
+    "stop": stop,
+    "remove": remove_machine,
+    "repair": settle,
+}
+
+
+def main(text: str) -> int:
+    wanted = json.loads(text)
+    for name, value in wanted.get("deadlines", {}).items():
+        module, _, constant = name.partition(".")
+        setattr(importlib.import_module(f"liveclone.engine.{module}"), constant, value)
+    try:
+        answer = asyncio.run(ACTIONS[wanted["do"]](open_context(), **wanted["with"]))
+    except LivecloneError as error:
+        print(json.dumps({"error": error.fields()}))
+        return 1
+    print(json.dumps({"ok": answer}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,376 @@
+"""Each item on a guest's root in a temporary folder."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liveclone.guest import process
+from liveclone.guest.context import Context
+from liveclone.guest.items import Item, load_items, ssh_host_keys
+from liveclone.guest.items.hostname import Hostname, render_hosts
+from liveclone.guest.items.machine_id import MachineId, render_machine_id
+from liveclone.guest.items.rng import Rng
+from liveclone.guest.items.ssh_host_keys import SshHostKeys
+from liveclone.guest.kernel import Kernel
+from liveclone.guest.request import Request
+from liveclone.guest.sha import hmac_sha256, sha512
+
+from .conftest import KEY, SEED, RecordingKernel
+
+Make = Callable[..., Context]
+
+
+@pytest.fixture
+def ctx(root: Path, kernel: RecordingKernel) -> Make:
+    def make(**args: Any) -> Context:
+        args = {"key": KEY, "seed": SEED, "hostname": "clone-1", "wall_clock_ns": 5_000_000_000} | args
+        return Context(
+            str(root), kernel, Request("x", "identify", args, 10, lambda reply: None), bytes.fromhex(KEY)
+        )
+
+    return make
+
+
+def value(item: Item, ctx: Context) -> bytes:
+    observed = item.observe(ctx)[0]
+    assert observed is not None
+    return observed
+
+
+def test_items_are_found_in_order() -> None:
+    names = [item.name for item in load_items()]
+    assert names == ["rng", "hostname", "clock", "machine_id", "network", "ssh_host_keys"]
+    assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
+    assert [item.name for item in load_items() if not item.required] == ["network"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 32, 64, 65, 200])
+def test_digests_are_hmac_sha256(size: int) -> None:
+    key, text = os.urandom(size), os.urandom(100)
+    assert hmac_sha256(key, text) == hmac.digest(key, text, "sha256")
+    assert sha512(text).digest() == hashlib.sha512(text).digest()
+
+
+def test_a_digest_depends_on_item_and_key(ctx: Make) -> None:
+    assert ctx().digest("rng", b"x") == hmac.digest(bytes.fromhex(KEY), b"rng\0x", "sha256").hex()
+    assert ctx().digest("rng", b"x") != ctx().digest("clock", b"x")
+
+
+class TestRng:
+    def test_draws_differ(self, ctx: Make) -> None:
+        assert value(Rng(), ctx()) != value(Rng(), ctx())
+
+    def test_the_seed_goes_to_the_kernel(self, ctx: Make, kernel: RecordingKernel) -> None:
+        Rng().reset(ctx())
+        assert kernel.seeds == [bytes.fromhex(SEED)]
+
+    def test_a_short_seed_is_refused(self, ctx: Make, kernel: RecordingKernel) -> None:
+        with pytest.raises(ValueError, match="seed"):
+            Rng().reset(ctx(seed="00" * 16))
+        assert kernel.seeds == []
+
+    def test_the_process_own_random_module_is_reseeded(self, ctx: Make) -> None:
+        random.seed(7)
+        would_be = random.random()
+        random.seed(7)
+        Rng().reset(ctx())
+        assert random.random() != would_be
+
+    def test_the_real_calls_are_accepted(self, needs_root: None) -> None:
+        Kernel().add_entropy(os.urandom(64), b"public")  # mixing into this machine's pool harms nobody
+
+
+class TestHostname:
+    def test_kernel_file_and_hosts_change(self, ctx: Make, root: Path, kernel: RecordingKernel) -> None:
+        Hostname().reset(ctx())
+        assert kernel.name == "clone-1"
+        assert (root / "etc/hostname").read_text() == "clone-1\n"
+        assert (
+            root / "etc/hosts"
+        ).read_text() == "127.0.0.1\tlocalhost\n127.0.1.1\tclone-1.example.org clone-1\n"
+
+    def test_without_a_name_nothing_changes(self, ctx: Make, root: Path, kernel: RecordingKernel) -> None:
+        with pytest.raises(ValueError, match="name"):
+            Hostname().reset(ctx(hostname=""))
+        assert kernel.name == "source"
+        assert (root / "etc/hostname").read_text() == "source\n"
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (None, "127.0.0.1\tlocalhost\n127.0.1.1\tnew\n"),
+            ("", "127.0.1.1\tnew\n"),
+            ("::1 x\n", "::1 x\n127.0.1.1\tnew\n"),
+            ("127.0.1.1 old\n", "127.0.1.1\tnew\n"),
+            ("127.0.1.1 other.name # why\n", "127.0.1.1\tnew # why\n"),
+            ("#127.0.1.1 old\n127.0.1.1\told.a old", "#127.0.1.1 old\n127.0.1.1\tnew.a new\n"),
+            ("10.0.0.1 old\n127.0.1.1 older old\n", "10.0.0.1 old\n127.0.1.1\tolder new\n"),
+        ],
+    )
+    def test_hosts(self, before: str | None, after: str) -> None:
+        assert render_hosts(before, "old", "new") == after
+
+    def test_sethostname_for_real_in_a_namespace(self, needs_root: None) -> None:
+        if shutil.which("unshare") is None:
+            pytest.skip("unshare is missing")
+        program = (
+            "import sys; sys.path[:0] = sys.argv[1:]\n"
+            "from liveclone.guest.kernel import Kernel\n"
+            "Kernel().set_hostname('a-clone'); print(Kernel().hostname())\n"
+        )
+        before = socket.gethostname()
+        line = ["unshare", "--uts", sys.executable, "-c", program, *sys.path]
+        told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        assert told == "a-clone\n"
+        assert socket.gethostname() == before
+
+
+class TestMachineId:
+    def test_a_fresh_one_is_written(self, ctx: Make, root: Path) -> None:
+        path = root / "etc/machine-id"
+        MachineId().reset(ctx())
+        assert re.fullmatch(r"[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\n", path.read_text())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+        assert (root / "var/lib/dbus/machine-id").is_symlink()
+
+    def test_form(self) -> None:
+        assert render_machine_id(bytes(16)) == "00000000000040008000000000000000"
+        assert render_machine_id(b"\xff" * 16) == "ffffffffffff4fffbfffffffffffffff"
+
+    def test_dbus_own_file_follows(self, ctx: Make, root: Path) -> None:
+        dbus = root / "var/lib/dbus/machine-id"
+        dbus.unlink()
+        dbus.write_text("f" * 32 + "\n")
+        before = value(MachineId(), ctx())
+        MachineId().reset(ctx())
+        assert dbus.read_text() == (root / "etc/machine-id").read_text()
+        assert value(MachineId(), ctx()) != before
+
+    @pytest.mark.parametrize("text", ["", "uninitialized\n", None])
+    def test_not_there_yet(self, ctx: Make, root: Path, text: str | None) -> None:
+        path = root / "etc/machine-id"
+        path.unlink()
+        if text is not None:
+            path.write_text(text)
+        assert MachineId().observe(ctx())[0] is None
+        MachineId().reset(ctx())
+        assert path.exists() == (text is not None)
+
+    @pytest.fixture
+    def mounted(self, root: Path, tmp_path: Path, needs_root: None) -> Iterator[Path]:
+        """Mount a file of its own over /etc/machine-id, as systemd does on a read-only root."""
+        own = tmp_path / "own"
+        own.write_text("1" * 32 + "\n")
+        target = root / "etc/machine-id"
+        if subprocess.run(["mount", "--bind", own, target], capture_output=True, check=False).returncode:
+            pytest.skip("cannot mount here")
+        yield target
+        subprocess.run(["umount", target], check=True)
+
+    def test_a_mounted_file_is_written_in_place(self, ctx: Make, mounted: Path, tmp_path: Path) -> None:
+        MachineId().reset(ctx())
+        assert mounted.read_text() != "1" * 32 + "\n"
+        assert mounted.read_text() == (tmp_path / "own").read_text()
+
+    def test_a_read_only_mount_cannot_be_changed(self, ctx: Make, mounted: Path) -> None:
+        subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            MachineId().reset(ctx())
+        assert mounted.read_text() == "1" * 32 + "\n"
+
+
+@pytest.fixture
+def ssh_keygen(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is missing")
+    monkeypatch.setattr(ssh_host_keys, "_RSA_BITS", "1024")  # seconds less
+
+
+def make_keys(root: Path, *kinds: str) -> dict[str, str]:
+    """Make host keys as a guest has them; return their fingerprints as ssh-keygen prints them."""
+    told = {}
+    for kind in kinds:
+        path = root / f"etc/ssh/ssh_host_{kind}_key"
+        bits = ["-b", "1024"] if kind == "rsa" else []
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-f", path], check=True)
+        told[kind] = subprocess.run(
+            ["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True
+        ).stdout.split()[1]
+    return told
+
+
+@pytest.mark.usefixtures("ssh_keygen")
+class TestSshHostKeys:
+    def test_fingerprints_are_ssh_keygens(self, ctx: Make, root: Path) -> None:
+        told = make_keys(root, "ed25519", "ecdsa", "rsa")
+        assert SshHostKeys().observe(ctx())[1] == told
+
+    def test_without_keys_there_is_nothing(self, ctx: Make) -> None:
+        item = SshHostKeys()
+        assert item.observe(ctx()) == (None, {})
+        assert item.reset(ctx()) == {}
+        assert item.observe(ctx()) == (None, {})
+
+    def test_new_keys_take_the_place_of_the_old(self, ctx: Make, root: Path) -> None:
+        old = make_keys(root, "ed25519", "ecdsa")
+        item, run = SshHostKeys(), ctx()
+        item.reset(run)
+        new = item.observe(run)[1]
+        assert new.keys() == old.keys()
+        assert not set(new.values()) & set(old.values())
+        for kind in new:
+            private = root / f"etc/ssh/ssh_host_{kind}_key"
+            assert stat.S_IMODE(private.stat().st_mode) == 0o600
+            assert stat.S_IMODE(private.with_suffix(".pub").stat().st_mode) == 0o644
+            assert private.with_suffix(".pub").read_text().endswith(" root@clone-1\n")
+        assert sorted(p.name for p in (root / "etc/ssh").iterdir()) == sorted(
+            f"ssh_host_{kind}_key{end}" for kind in new for end in ("", ".pub")
+        )
+
+    def test_the_curve_of_an_ecdsa_key_is_kept(self, ctx: Make, root: Path) -> None:
+        path = root / "etc/ssh/ssh_host_ecdsa_key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", path], check=True)
+        SshHostKeys().reset(ctx())
+        assert path.with_suffix(".pub").read_text().startswith("ecdsa-sha2-nistp384 ")
+        assert not (root / "etc/ssh/ssh_host_ed25519_key").exists()
+
+    def test_rsa_goes_at_once_and_comes_later(self, ctx: Make, root: Path) -> None:
+        old = make_keys(root, "rsa")
+        item, run = SshHostKeys(), ctx()
+        assert "rsa" in item.reset(run)
+        assert not (root / "etc/ssh/ssh_host_rsa_key").exists()
+        assert (root / "etc/ssh/ssh_host_ed25519_key").exists()  # sshd is not left without any
+        (task,) = run.later
+        task()
+        new = item.observe(run)[1]
+        assert new.keys() == {"rsa", "ed25519"}
+        assert new["rsa"] != old["rsa"]
+        assert stat.S_IMODE((root / "etc/ssh/ssh_host_rsa_key").stat().st_mode) == 0o600
+        assert (root / "etc/ssh/ssh_host_rsa_key.pub").read_text().split()[2] == "root@clone-1"
+
+    def test_an_rsa_key_in_the_making_is_not_shared_with_a_clone(
+        self, ctx: Make, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_keys(root, "rsa", "ed25519")
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        started = tmp_path / "started"
+        os.mkfifo(started)
+        (tools / "ssh-keygen").write_text(f"#!/bin/sh\necho > {started}\nexec sleep 60\n")
+        (tools / "ssh-keygen").chmod(0o755)
+        item, first = SshHostKeys(), ctx()
+        item.reset(first)
+        monkeypatch.setattr(process, "PATH", f"{tools}:{os.environ['PATH']}")
+        maker = threading.Thread(target=first.later[0])
+        maker.start()
+        started.read_text()  # it is at work
+        monkeypatch.setattr(process, "PATH", os.environ["PATH"])
+        second = ctx(hostname="clone-2")
+        item.reset(second)  # this machine has become a clone meanwhile
+        maker.join(5)
+        assert not maker.is_alive()
+        assert not (root / "etc/ssh/ssh_host_rsa_key").exists()
+        second.later[0]()
+        assert (root / "etc/ssh/ssh_host_rsa_key.pub").read_text().split()[2] == "root@clone-2"
+        assert process.living() == []
+
+    def test_a_key_without_its_public_half_counts(self, ctx: Make, root: Path) -> None:
+        make_keys(root, "ed25519")
+        (root / "etc/ssh/ssh_host_ed25519_key.pub").unlink()
+        item = SshHostKeys()
+        before = value(item, ctx())
+        item.reset(ctx())
+        assert value(item, ctx()) != before
+        assert item.observe(ctx())[1]["ed25519"].startswith("SHA256:")
+
+    def test_sshd_is_told(self, ctx: Make, root: Path) -> None:
+        make_keys(root, "ed25519")
+        sshd = subprocess.Popen(["sleep", "60"])
+        try:
+            (root / "run/sshd.pid").write_text(f"{sshd.pid}\n")
+            (root / f"proc/{sshd.pid}").mkdir()
+            (root / f"proc/{sshd.pid}/comm").write_text("sshd\n")
+            SshHostKeys().reset(ctx())
+            assert sshd.wait(5) == -signal.SIGHUP
+        finally:
+            sshd.kill()
+            sshd.wait()
+
+    def test_sshds_new_start_waits_for_the_network(self, ctx: Make, root: Path) -> None:
+        make_keys(root, "ed25519")
+        script = "trap 'echo again' HUP; echo ready; while :; do sleep 0.05; done"
+        sshd = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+        try:
+            assert sshd.stdout
+            assert sshd.stdout.readline() == b"ready\n"
+            (root / "run/sshd.pid").write_text(f"{sshd.pid}\n")
+            (root / f"proc/{sshd.pid}").mkdir()
+            (root / f"proc/{sshd.pid}/comm").write_text("sshd\n")
+            run = ctx()
+            SshHostKeys().reset(run)
+            assert os.sched_getscheduler(sshd.pid) == os.SCHED_IDLE
+            assert sshd.stdout.readline() == b"again\n"
+            for task in run.later:
+                task()
+            assert os.sched_getscheduler(sshd.pid) == os.SCHED_OTHER
+        finally:
+            sshd.kill()
+            sshd.communicate()
+
+    def test_sshd_without_a_pid_file_is_found(self, ctx: Make, root: Path) -> None:
+        make_keys(root, "ed25519")
+        sshd, other = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+        try:
+            (root / "run/sshd.pid").write_text("1\n")  # stale: that number is another program's now
+            for child, parent in ((sshd, 1), (other, 77)):
+                folder = root / f"proc/{child.pid}"
+                folder.mkdir()
+                (folder / "comm").write_text("sshd\n")
+                (folder / "status").write_text(f"Name:\tsshd\nPPid:\t{parent}\nThreads:\t1\n")
+            SshHostKeys().reset(ctx())
+            assert sshd.wait(5) == -signal.SIGHUP
+            assert other.poll() is None
+        finally:
+            for child in (sshd, other):
+                child.kill()
+                child.wait()
+
+
+def test_clock_is_set_to_the_hosts_time(ctx: Make, kernel: RecordingKernel) -> None:
+    (clock,) = (item for item in load_items() if item.name == "clock")
+    run = ctx()
+    time.sleep(0.01)
+    told = clock.reset(run)
+    assert kernel.clock_was_set_to is not None
+    passed_ns = kernel.clock_was_set_to - 5_000_000_000
+    assert 10_000_000 <= passed_ns < 1_000_000_000
+    assert float(told["offset_ms"]) == pytest.approx(
+        (kernel.clock_was_set_to - kernel.now_ns) / 1e6, abs=0.01
+    )
+
+
+def test_network_observes_macs_and_addresses(ctx: Make, kernel: RecordingKernel) -> None:
+    (network,) = (item for item in load_items() if item.name == "network")
+    assert network.observe(ctx())[0] is None
+    kernel.cards = [("eth0", "52:54:00:00:00:01", ["10.0.0.1/24"])]
+    first = value(network, ctx())
+    assert network.observe(ctx())[1] == {"eth0": "52:54:00:00:00:01 10.0.0.1/24"}
+    kernel.cards = [("eth0", "52:54:00:00:00:02", ["10.0.0.1/24"])]
+    assert value(network, ctx()) != first

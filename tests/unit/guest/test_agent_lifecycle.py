@@ -1,0 +1,340 @@
+"""observe, prepare, identify, resume as the host calls them."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from liveclone.guest.context import Context
+from liveclone.guest.errors import CannotChange
+from liveclone.guest.items import Item
+from liveclone.guest.main import Agent
+from liveclone.model import base
+from liveclone.model.identity import ItemReport
+
+from .conftest import KEY, Host, RecordingKernel, Refusal
+
+Hook = Callable[[str, str, str], Path]
+
+
+def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {report["item"]: report for report in reports}
+
+
+def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
+    for reports in (host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]):
+        values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
+        assert len(values) == 6
+
+
+def test_observe_changes_nothing(host: Host, root: Path, kernel: RecordingKernel) -> None:
+    reports = by_item(host.call("observe", key=KEY)["items"])
+    assert reports["hostname"]["status"] == "present"
+    assert (
+        reports["hostname"]["before"] == hmac.digest(bytes.fromhex(KEY), b"hostname\0source", "sha256").hex()
+    )
+    assert reports["hostname"]["details"] == {"hostname": "source"}
+    assert reports["network"]["status"] == reports["ssh_host_keys"]["status"] == "absent"
+    assert reports["machine_id"]["required"]
+    assert not reports["network"]["required"]
+    assert kernel.seeds == []
+    assert (root / "etc/machine-id").read_text() == "0123456789abcdef0123456789abcdef\n"
+
+
+def test_observe_some(host: Host) -> None:
+    assert [r["item"] for r in host.call("observe", key=KEY, items=["clock", "rng"])["items"]] == [
+        "rng",
+        "clock",
+    ]
+    with pytest.raises(Refusal) as caught:
+        host.call("observe", key=KEY, items=["rng", "nonsense"])
+    assert caught.value.code == "unknown-item"
+
+
+def test_identify_makes_another_machine(
+    host: Host, root: Path, kernel: RecordingKernel, identity: dict[str, Any]
+) -> None:
+    old = by_item(host.call("prepare", key=KEY, snapshot="s1")["items"])
+    result = host.call("identify", **identity)
+    new = by_item(result["items"])
+    assert {name: report["status"] for name, report in new.items()} == {
+        "rng": "changed",
+        "hostname": "changed",
+        "machine_id": "changed",
+        "clock": "configured",
+        "network": "absent",
+        "ssh_host_keys": "absent",
+    }
+    for name in ("hostname", "machine_id"):
+        assert new[name]["before"] == old[name]["before"] != new[name]["after"] != ""
+    assert result["generation"] == identity["generation"] == host.call("ping")["generation"]
+    assert json.loads((root / "run/liveclone/generation").read_text()) == identity["generation"]
+    assert kernel.name == "clone-1"
+    assert result["took_ms"] > 0
+
+
+def test_the_random_state_is_new_before_anything_is_made(
+    agent: Agent, host: Host, kernel: RecordingKernel, root: Path, identity: dict[str, Any]
+) -> None:
+    seen = []
+
+    class Watch(Item):
+        name: ClassVar[str] = "watch"
+        order: ClassVar[int] = 1
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            seen.append((len(kernel.seeds), (root / "run/liveclone/generation").exists()))
+            return b"x", {}
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            return {}
+
+    agent.lifecycle.items.append(Watch())
+    host.call("identify", **identity)
+    assert set(seen) == {(1, True)}
+
+
+def test_identify_asked_again_changes_nothing(
+    host: Host, root: Path, kernel: RecordingKernel, identity: dict[str, Any]
+) -> None:
+    first = host.call("identify", **identity)
+    text = (root / "etc/machine-id").read_text()
+    assert host.call("identify", **identity) == first
+    assert (root / "etc/machine-id").read_text() == text
+    assert len(kernel.seeds) == 1
+    again = {**identity, "generation": {"counter": 2, "uuid": "another"}}
+    assert host.call("identify", **again)["generation"]["counter"] == 2
+    assert (root / "etc/machine-id").read_text() != text
+
+
+def test_what_takes_time_waits_for_the_network(agent: Agent, host: Host, identity: dict[str, Any]) -> None:
+    order = []
+    done = threading.Event()
+
+    class Patient(Item):
+        name: ClassVar[str] = "patient"
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            return b"x", {}
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            ctx.later += [lambda: order.append("later"), done.set]
+            return {}
+
+    agent.lifecycle.items.append(Patient())
+    host.call("identify", **identity)
+    assert not done.wait(0.1)
+    order.append("network")
+    host.call("network", nics=[])
+    assert done.wait(2)
+    assert order == ["network", "later"]
+
+
+def test_resume_touches_random_state_and_clock_alone(
+    host: Host, root: Path, kernel: RecordingKernel, identity: dict[str, Any]
+) -> None:
+    result = host.call("resume", **{**identity, "hostname": None})
+    assert {r["item"]: r["status"] for r in result["items"]} == {"rng": "changed", "clock": "configured"}
+    assert kernel.name == "source"
+    assert (root / "etc/machine-id").read_text() == "0123456789abcdef0123456789abcdef\n"
+    assert host.call("ping")["generation"] == identity["generation"]
+
+
+@pytest.mark.parametrize("generation", [None, {}, {"counter": "1", "uuid": "u"}, {"counter": 1}, 7])
+def test_without_a_generation_nothing_is_reset(
+    host: Host, kernel: RecordingKernel, identity: dict[str, Any], generation: object
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        host.call("identify", **{**identity, "generation": generation})
+    assert caught.value.code == "bad-request"
+    assert kernel.seeds == []
+
+
+def test_an_item_that_fails_is_reported_and_harms_no_other(
+    agent: Agent, host: Host, identity: dict[str, Any]
+) -> None:
+    class Broken(Item):
+        name: ClassVar[str] = "broken"
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            return b"x", {}
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            raise RuntimeError("no luck")
+
+    class Fixed(Broken):
+        name: ClassVar[str] = "fixed"
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            raise CannotChange("welded")
+
+    class Lazy(Broken):
+        name: ClassVar[str] = "lazy"
+        slow: ClassVar[bool] = True
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            return {}
+
+    agent.lifecycle.items += [Broken(), Fixed(), Lazy()]
+    reports = by_item(host.call("identify", **identity)["items"])
+    assert (reports["broken"]["status"], reports["broken"]["error"]) == ("failed", "RuntimeError: no luck")
+    assert (reports["fixed"]["status"], reports["fixed"]["error"]) == ("shared", "welded")
+    assert reports["lazy"]["status"] == "kept"
+    assert reports["machine_id"]["status"] == "changed"
+
+
+def test_a_read_only_file_is_shared(
+    host: Host, root: Path, tmp_path: Path, needs_root: None, identity: Any
+) -> None:
+    target = root / "etc/machine-id"
+    if subprocess.run(["mount", "--bind", target, target], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", target], check=True)
+        report = by_item(host.call("identify", **identity)["items"])["machine_id"]
+    finally:
+        subprocess.run(["umount", target], check=True)
+    assert report["status"] == "shared"
+    assert "Read-only" in report["error"]
+
+
+def test_slow_items_run_side_by_side(agent: Agent, host: Host, identity: dict[str, Any]) -> None:
+    meeting = threading.Barrier(2, timeout=5)
+
+    class Slow(Item):
+        slow: ClassVar[bool] = True
+
+        def __init__(self, name: str) -> None:
+            self.__dict__["name"] = name
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            return b"x", {}
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            meeting.wait()
+            return {}
+
+    agent.lifecycle.items += [Slow("one"), Slow("two")]
+    reports = by_item(host.call("identify", **identity)["items"])
+    assert reports["one"]["error"] == reports["two"]["error"] == ""
+
+
+def test_an_item_that_hangs_meets_the_deadline(agent: Agent, host: Host, identity: dict[str, Any]) -> None:
+    let_go = threading.Event()
+
+    class Stuck(Item):
+        name: ClassVar[str] = "stuck"
+        slow: ClassVar[bool] = True
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            return b"x", {}
+
+        def reset(self, ctx: Context) -> dict[str, str]:
+            let_go.wait(10)
+            return {}
+
+    agent.lifecycle.items.append(Stuck())
+    with pytest.raises(Refusal) as caught:
+        host.call("identify", deadline_s=0.2, **identity)
+    assert caught.value.code == "deadline"
+    assert caught.value.error["running"] == ["item stuck"]
+    assert host.call("ping")
+    with pytest.raises(Refusal) as caught:
+        host.call("resume", deadline_s=0.2, **identity)
+    assert caught.value.code == "busy"
+    assert "identify" in caught.value.error["message"]
+    let_go.set()
+    assert host.call("resume", **identity)
+
+
+def test_hooks_run_in_order_and_know_what_happens(
+    host: Host, hook: Hook, root: Path, tmp_path: Path, identity: dict[str, Any]
+) -> None:
+    log = tmp_path / "log"
+    facts = " ".join(
+        f"$LIVECLONE_{fact}" for fact in ("EVENT", "SNAPSHOT", "COUNTER", "GENERATION", "HOSTNAME")
+    )
+    tell = f"echo $0 {facts} >> {log}\n"
+    for event in ("prepare", "cloned", "resumed"):
+        for name in ("20-b", "10-a", "left.dpkg-old", "edited~", ".hidden"):
+            hook(event, name, tell)
+    hook("prepare", "README", "exit 1").chmod(0o644)
+    assert [h["name"] for h in host.call("prepare", key=KEY, snapshot="s1")["hooks"]] == ["10-a", "20-b"]
+    host.call("identify", **identity)
+    host.call("resume", **identity)
+    folder = root / "etc/liveclone/hooks.d"
+    uuid = identity["generation"]["uuid"]
+    assert log.read_text().splitlines() == [
+        f"{folder}/prepare/10-a prepare s1",
+        f"{folder}/prepare/20-b prepare s1",
+        f"{folder}/cloned/10-a cloned 1 {uuid} clone-1",
+        f"{folder}/cloned/20-b cloned 1 {uuid} clone-1",
+        f"{folder}/resumed/10-a resumed 1 {uuid} clone-1",
+        f"{folder}/resumed/20-b resumed 1 {uuid} clone-1",
+    ]
+
+
+def test_a_prepare_hook_that_fails_calls_it_off(host: Host, hook: Hook, tmp_path: Path) -> None:
+    hook("prepare", "10-bad", "echo not now >&2; exit 3")
+    hook("resumed", "10-undo", f"touch {tmp_path}/undone")
+    with pytest.raises(Refusal) as caught:
+        host.call("prepare", key=KEY, snapshot="s1")
+    assert caught.value.code == "hook-failed"
+    assert "10-bad" in caught.value.error["message"]
+    assert "not now" in caught.value.error["message"]
+    assert caught.value.error["hooks"][0]["code"] == 3
+    assert (tmp_path / "undone").exists()
+
+
+def test_a_hook_that_fails_in_a_clone_is_reported(host: Host, hook: Hook, identity: dict[str, Any]) -> None:
+    hook("cloned", "10-bad", "echo broken; exit 4")
+    (report,) = host.call("identify", **identity)["hooks"]
+    assert (report["name"], report["code"], report["output"]) == ("10-bad", 4, "broken")
+
+
+def test_a_hook_that_hangs_is_killed_with_its_children(host: Host, hook: Hook, tmp_path: Path) -> None:
+    fifo = tmp_path / "alive"
+    subprocess.run(["mkfifo", fifo], check=True)
+    hook("prepare", "10-hang", f"sleep 60 > {fifo} & sleep 60")
+    hook("prepare", "20-never", f"touch {tmp_path}/never")
+    asked = host.send("prepare", deadline_s=0.3, key=KEY, snapshot="s1")
+    with fifo.open() as alive:  # opens once the grandchild has, reads until it is gone
+        with pytest.raises(Refusal) as caught:
+            host.answer(asked)
+        assert alive.read() == ""
+    assert caught.value.code == "deadline"
+    assert caught.value.error["running"] == ["hook prepare/10-hang"]
+    end = time.monotonic() + 5
+    while time.monotonic() < end:  # the call is wound up in its thread
+        try:
+            host.call("prepare", key=KEY, snapshot="s1", deadline_s=0.2)
+        except Refusal as refusal:
+            if refusal.code == "deadline":
+                break
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_hook_may_leave_a_daemon_behind(host: Host, hook: Hook, tmp_path: Path) -> None:
+    hook("prepare", "10-daemon", f"setsid sleep 60 & echo $! > {tmp_path}/pid; exit 0")
+    began = time.monotonic()
+    host.call("prepare", key=KEY, snapshot="s1")
+    assert time.monotonic() - began < 5
+    subprocess.run(["kill", (tmp_path / "pid").read_text().strip()], check=True)
+
+
+def test_a_script_without_interpreter_is_a_failed_hook(host: Host, root: Path) -> None:
+    path = root / "etc/liveclone/hooks.d/prepare/10-bad"
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/no/such/interpreter\n")
+    path.chmod(0o755)
+    with pytest.raises(Refusal) as caught:
+        host.call("prepare", key=KEY, snapshot="s1")
+    assert caught.value.error["hooks"][0]["code"] in (126, 127)

@@ -1,0 +1,256 @@
+"""Live clones: what they have of their source (memory, disk, warmth) and what they must not have (its identity)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liveclone.engine import clone as clones
+from liveclone.host import process
+from liveclone.model.identity import Evidence, ItemStatus
+from liveclone.model.machine import Machine, MemorySource
+from tests.machines import Lab
+from tests.vm.conftest import Story
+
+COUNT = 4
+DRAWS = {
+    "getrandom": "python3 -c 'import os; print(os.getrandom(16).hex())'",
+    "device": "head -c16 /dev/urandom | od -An -tx1 | tr -d ' '",
+    "uuid": "python3 -c 'import uuid; print(uuid.uuid4())'",
+    "kernel": "cat /proc/sys/kernel/random/uuid",
+}
+
+
+@dataclass
+class Family:
+    """Clones that came up together, what each drew first of all, and what each says of itself."""
+
+    results: list[clones.Result]
+    machines: list[Machine]
+    draws: list[dict[str, str]]
+    apps: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def family(lab: Lab, story: Story) -> Iterator[Family]:
+    results = lab.results(story.snapshot, COUNT)
+    assert [result.error for result in results] == [None] * COUNT
+    machines = [result.machine for result in results if result.machine]
+    draws = []
+    for machine in machines:
+        drawn = lab.shell(machine, "\n".join(DRAWS.values())).split()
+        draws.append(dict(zip(DRAWS, drawn, strict=True)))
+    apps = [lab.http(machine, "/identity") for machine in machines]
+    yield Family(results, machines, draws, apps)
+    lab.remove(*machines)
+
+
+def pairwise_distinct(values: list[Any]) -> bool:
+    return all(values) and len(set(values)) == len(values)
+
+
+def evidence_of(lab: Lab, story: Story, machine: Machine) -> Evidence:
+    found = lab.ctx.evidence(story.snapshot.id).load(machine.id)
+    assert found is not None
+    return found
+
+
+# ---------------------------------------------------------------------- what a clone has of its source
+
+
+def test_they_are_warm(family: Family, story: Story) -> None:
+    """The token and the index exist in the source's memory alone: no disk, no start of the application gives them."""
+    for app in family.apps:
+        assert (app["token"], app["index"]) == (story.app_before["token"], story.app_before["index"])
+
+
+def test_they_did_not_boot(lab: Lab, family: Family, story: Story) -> None:
+    for machine in family.machines:
+        assert lab.shell(machine, "cat /proc/sys/kernel/random/boot_id") == story.boot_before
+
+
+def test_their_disk_is_as_at_the_snapshot(lab: Lab, family: Family) -> None:
+    """The source has overwritten, removed and added since (see `story`). Read from the disk, not from the page cache."""
+    seen = lab.shell(
+        family.machines[0],
+        "sync; echo 3 > /proc/sys/vm/drop_caches; cat /var/lib/written /var/lib/unsynced; ls /var/lib/new 2>&1 || :",
+    )
+    assert seen.splitlines()[:2] == ["of-the-source", "unsynced"]
+    assert "No such file" in seen
+
+
+def test_disks_are_independent(lab: Lab, family: Family, source: Machine) -> None:
+    first, second, *_ = family.machines
+    lab.shell(first, "echo first > /var/lib/written; sync")
+    lab.shell(second, "echo second > /var/lib/written; sync")
+    drop = "echo 3 > /proc/sys/vm/drop_caches; cat /var/lib/written"
+    assert [lab.shell(m, drop) for m in (first, second, source)] == ["first", "second", "later"]
+
+
+def test_memory_is_independent(lab: Lab, family: Family, source: Machine) -> None:
+    """/run is memory."""
+    first, second, *_ = family.machines
+    for machine in (first, second):
+        lab.shell(machine, f"yes {machine.name} | head -c 262144 > /run/mark")
+    for machine in (first, second):
+        assert lab.shell(machine, "sort -u /run/mark | head -c 40").split()[0] == machine.name
+    assert lab.shell(source, "ls /run/mark 2>&1 || :").endswith("No such file or directory")
+
+
+def test_they_share_the_memory_image_and_cannot_write_it(family: Family, story: Story) -> None:
+    assert story.snapshot.hot is not None
+    for machine in family.machines:
+        assert machine.memory is not None and machine.process is not None
+        assert machine.memory.source is MemorySource.PRIVATE_HOT
+        assert machine.memory.path == story.snapshot.hot.path
+        mapped = [
+            line.split()[1]
+            for line in Path(f"/proc/{machine.process.pid}/maps").read_text().splitlines()
+            if line.rstrip().endswith(story.snapshot.hot.path)
+        ]
+        assert mapped and all(mode.endswith("p") for mode in mapped)
+
+
+# ---------------------------------------------------------------------- what a clone has of its own
+
+
+def test_identities_are_distinct(family: Family, story: Story) -> None:
+    for what in ("hostname", "machine_id", "host_key", "mac", "random"):
+        values = [app[what] for app in (story.app_before, *family.apps)]
+        assert pairwise_distinct(values), f"{what}: {values}"
+    assert [app["hostname"] for app in family.apps] == [machine.name for machine in family.machines]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_random_draws_are_distinct(family: Family, draw: str) -> None:
+    values = [drawn[draw] for drawn in family.draws]
+    assert pairwise_distinct(values), values
+
+
+def test_generations_are_distinct(lab: Lab, family: Family, story: Story) -> None:
+    machines = [*family.machines, story.before, story.after]
+    assert pairwise_distinct([machine.generation.uuid for machine in machines])
+    genids = [lab.qmp(machine, "query-vm-generation-id")["guid"] for machine in family.machines]
+    assert pairwise_distinct([*genids, story.vmgenid_before, story.vmgenid_after])
+    for machine in family.machines:
+        assert machine.generation.uuid in lab.shell(machine, "cat /run/liveclone/generation")
+
+
+def test_evidence_covers_every_item(lab: Lab, family: Family, story: Story, source: Machine) -> None:
+    """Each required item has changed from the snapshot and differs from all the others' and the source's."""
+    observed = {item.item: item for item in story.snapshot.items}
+    all_evidence = [evidence_of(lab, story, machine) for machine in family.machines]
+    for evidence, result in zip(all_evidence, family.results, strict=True):
+        assert result.evidence == evidence
+        assert evidence.verified
+        assert evidence.snapshot == story.snapshot.id
+        assert source.id in evidence.compared_with
+        reported = {item.item: item for item in evidence.items}
+        assert {"rng", "clock", "hostname", "machine_id", "ssh_host_keys", "network"} <= set(reported)
+        for name in ("rng", "hostname", "machine_id", "ssh_host_keys"):
+            assert reported[name].required
+            assert reported[name].status is ItemStatus.CHANGED
+            assert reported[name].after not in ("", reported[name].before, observed[name].before)
+            assert reported[name].took_ms > 0
+        assert reported["clock"].status is ItemStatus.CONFIGURED
+    for one, other in itertools.combinations(all_evidence, 2):
+        assert one.machine in other.compared_with or other.machine in one.compared_with
+        after = [{item.item: item.after for item in e.items if item.after} for e in (one, other)]
+        assert {n for n, digest in after[0].items() if n != "clock" and after[1].get(n) == digest} == set()
+
+
+def test_evidence_holds_no_secret(lab: Lab, family: Family, story: Story) -> None:
+    """Digests are keyed: the plain digest of a machine-id, which anybody can compute, is not in there."""
+    for machine, app in zip(family.machines, family.apps, strict=True):
+        path = lab.ctx.layout.snapshot(story.snapshot.id) / "evidence" / f"{machine.id}.json"
+        text = path.read_text()
+        assert app["machine_id"] not in text
+        for digest in (hashlib.sha256, hashlib.blake2b, hashlib.sha1):
+            assert digest(app["machine_id"].encode()).hexdigest() not in text
+
+
+def test_machine_id_and_host_name_are_everywhere(lab: Lab, family: Family) -> None:
+    for machine, app in zip(family.machines, family.apps, strict=True):
+        seen = lab.shell(
+            machine,
+            "cat /etc/machine-id /var/lib/dbus/machine-id /etc/hostname; hostname; uname -n; getent hosts "
+            f"{machine.name} | tr -s ' '; cat /etc/hosts",
+        ).splitlines()
+        assert seen[:5] == [app["machine_id"]] * 2 + [machine.name] * 3
+        assert seen[5] == f"127.0.1.1 {machine.name}"
+        assert "web" not in "\n".join(seen[6:]).split()
+
+
+def test_sshd_serves_the_new_keys(lab: Lab, family: Family, story: Story, source: Machine) -> None:
+    """Asked over the network by the source, which also shows that machines reach one another on the bridge."""
+    machines = [source, *family.machines]
+    by_ip = {machine.nics[0].ip: machine for machine in machines}
+    printed = lab.shell(source, f"ssh-keyscan -T 60 -t ed25519,ecdsa {' '.join(by_ip)} 2>/dev/null")
+    served: dict[str, set[str]] = {}
+    for line in printed.splitlines():
+        if line.startswith("#"):  # which sshd it is
+            continue
+        ip, _, key = line.split()
+        digest = hashlib.sha256(base64.b64decode(key)).digest()
+        served.setdefault(ip, set()).add("SHA256:" + base64.b64encode(digest).decode().rstrip("="))
+    assert set(served) == set(by_ip)
+    assert all(len(found) == 2 for found in served.values()), served
+    assert pairwise_distinct([key for found in served.values() for key in found])
+    for ip, machine in by_ip.items():
+        if machine is source:
+            assert story.app_before["host_key"] in served[ip]
+            continue
+        reports = {item.item: item for item in evidence_of(lab, story, machine).items}
+        told = reports["ssh_host_keys"].details
+        assert {told["ed25519"], told["ecdsa"]} == served[ip]
+
+
+def test_clocks_are_right(lab: Lab, family: Family) -> None:
+    """The snapshot was taken seconds ago: a clock that went on from there would show it."""
+    for machine in family.machines:
+        before = time.time()
+        clock = float(lab.shell(machine, "date +%s.%N"))
+        assert before - 1.0 < clock < time.time() + 1.0, machine.name
+
+
+def test_mac_and_address_are_as_leased(lab: Lab, family: Family, story: Story) -> None:
+    macs, addresses = [], []
+    for machine, app in zip(family.machines, family.apps, strict=True):
+        (nic,) = machine.nics
+        assert app["mac"] == nic.mac
+        assert int(nic.mac[:2], 16) & 3 == 2  # locally administered, unicast
+        assert f" {nic.address} " in lab.shell(machine, "ip -br -4 address") + " "
+        assert lab.shell(machine, "ip route").startswith(f"default via {nic.gateway}")
+        macs.append(nic.mac)
+        addresses.append(nic.address)
+    nic = story.before.nics[0]
+    assert pairwise_distinct([*macs, nic.mac])
+    assert pairwise_distinct([*addresses, nic.address])
+
+
+def test_a_name_can_be_chosen_and_is_taken_then(lab: Lab, story: Story) -> None:
+    machine = lab.clone(story.snapshot, names=["chosen"])
+    try:
+        assert machine.name == "chosen"
+        assert lab.shell(machine, "hostname") == "chosen"
+        with pytest.raises(Exception, match="taken"):
+            lab.clone(story.snapshot, names=["chosen"])
+    finally:
+        lab.remove(machine)
+
+
+def test_an_address_is_given_back_and_a_mac_is_not(lab: Lab, clone: Machine) -> None:
+    nic = clone.nics[0]
+    assert nic.ip in (lab.ctx.layout.network / "leases.json").read_text()
+    lab.remove(clone)
+    assert nic.ip not in (lab.ctx.layout.network / "leases.json").read_text()
+    assert nic.mac in (lab.ctx.layout.network / "macs").read_text()
+    assert not process.is_alive(clone.process)

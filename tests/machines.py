@@ -4,8 +4,8 @@
         ── operation(...) ─────────────────────> the engine, in a process that a test may stop at a point or kill
         ── find_faults() ──────────────────────> all that is not as it should be just now: processes, writers, taps, files
 
-Two guests come from one image: `std` starts Debian with systemd, `light` the same disk with /opt/light-init instead, which is
-there in a third of the time and has a root shell on its console (`Lab.console`), also while its agent is stopped.
+Two guests come from one image: `std` starts Debian with systemd, `light` the same disk with /opt/light-init instead, which
+is there in a third of the time and has a root shell on its console (`Lab.console`), also while its agent is stopped.
 """
 
 from __future__ import annotations
@@ -283,7 +283,8 @@ class Lab:
         ]
 
     def _find_process_faults(self, machines: list[Machine]) -> Iterable[str]:
-        known = {ref.pid for m in machines for ref in (m.process, m.port_process) if process.is_alive(ref)}
+        refs = [ref for machine in machines for ref in (machine.process, machine.port_process) if ref]
+        known = {ref.pid for ref in refs if process.is_alive(ref)}
         for pid, line in process.find(str(self.ctx.layout.home)):
             if pid not in known and seal.__name__ not in line and is_alive(pid):
                 yield f"process {pid} belongs to no machine: {line[:200]}"
@@ -320,10 +321,10 @@ class Lab:
             if m.network is NetworkKind.BRIDGE and process.is_alive(m.process) and not m.quarantined
         }
         taps = self.taps()
-        for name, machine in wanted.items():
+        for name, owner in wanted.items():
             mine = [found for found in taps if found.startswith(name)]
             if len(mine) != 1:
-                yield f"{machine} has the taps {mine}"
+                yield f"{owner} has the taps {mine}"
         for found in taps:
             if found[:14] not in wanted:
                 yield f"tap {found} is nobody's"
@@ -348,7 +349,8 @@ class Lab:
             yield from (f"{p} is left over" for p in folder.iterdir() if p.name not in allowed)
 
     def _find_snapshot_faults(self, machines: list[Machine], snapshots: list[Snapshot]) -> Iterable[str]:
-        needed = {layer for owner in (*machines, *snapshots) for layer in owner.layers}
+        needed = {layer for machine in machines for layer in machine.layers}
+        needed |= {layer for taken in snapshots for layer in taken.layers}
         known = {taken.id for taken in snapshots}
         allowed = {
             "manifest.json",

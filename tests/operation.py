@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from liveclone.engine import clone, remove, repair, run, snapshot
@@ -50,7 +51,7 @@ async def settle(ctx: Context) -> Any:
     return await repair.settle_all(ctx)
 
 
-ACTIONS = {
+ACTIONS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "snapshot": take,
     "clone": start_clones,
     "run": boot,

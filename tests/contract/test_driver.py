@@ -243,10 +243,14 @@ async def test_ports_are_published_as_long_as_the_nic_is_there(lab: Lab) -> None
 
 async def test_a_nic_that_cannot_be_plugged_leaves_nothing(lab: Lab) -> None:
     subject = await lab.boot()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = (Port(host_port=taken.getsockname()[1], guest_port=80),)
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as taken:
+        numbers = [server.getsockname()[1] for server in (free, taken)]
+        free.close()
+        ports = tuple(Port(host_port=number, guest_port=80) for number in numbers)
         with pytest.raises(HypervisorError):
             await subject.handle.plug(make_nic(), ports, None)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", numbers[0]), timeout=10)
     assert await subject.handle.nics() == ()
     await subject.handle.plug(make_nic(), (), None)
     assert await subject.handle.nics() == ("nic0",)
@@ -468,6 +472,25 @@ async def test_a_capture_that_was_killed_is_settled(lab: Lab, children: Children
     await lab.runs_on(subject)
     await lab.check(subject)
     await _is_whole(lab, subject, BACKGROUND)
+
+
+async def test_of_a_killed_handover_whose_old_process_is_gone_the_new_one_goes_on(
+    lab: Lab, children: Children
+) -> None:
+    env = {"LIVECLONE_FAULT": "handover.loaded=kill"}
+    ended, subject, plan, facts = await _capture_in_child(lab, children, HANDOVER, env)
+    assert ended.signal == 9
+    await process.end(subject.handle.process)
+    found = await lab.driver.recover(subject.machine, subject.folder, facts)
+    assert found.on_next_disk
+    assert lab.processes() == [found.process.pid] != [subject.pid]
+    subject.machine = subject.machine.replace(
+        process=found.process, memory=found.memory, disk=str(plan.next_disk)
+    )
+    subject.handle = await lab.driver.open(subject.machine, subject.folder)
+    assert await subject.handle.state() is MachineState.RUNNING
+    await lab.runs_on(subject)
+    await lab.check(subject)
 
 
 async def test_a_killed_capture_of_a_machine_that_died_too_is_told(lab: Lab, children: Children) -> None:

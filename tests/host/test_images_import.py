@@ -110,7 +110,18 @@ def test_other_refusals_leave_nothing(disk: Path, images: Path, tmp_path: Path) 
             take(disk, images, name)
     encrypted = tmp_path / "encrypted.qcow2"
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    argv: list[str | Path] = ["create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2", "-o", options, encrypted, "1M"]
+    argv: list[str | Path] = [
+        "create",
+        "-q",
+        "--object",
+        "secret,id=s,data=x",
+        "-f",
+        "qcow2",
+        "-o",
+        options,
+        encrypted,
+        "1M",
+    ]
     qemu_img(*argv)
     with pytest.raises(Refused, match="encrypted"):
         take(encrypted, images)

@@ -8,42 +8,48 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from liveclone.engine import agent as agents
 from liveclone.engine import clone as clones
 from liveclone.engine import identify, run
 from liveclone.errors import GuestError, Refused, TimedOut
 from liveclone.host import netns, process
 from liveclone.model.machine import Machine
 from liveclone.model.snapshot import Snapshot
-from tests.machines import Lab, Operation, check_clear
+from tests.machines import PATIENCE_S, Lab, Operation, check_clear
 
 AGENT = "/usr/lib/liveclone/agent.pyz"
 
 # Changes the agent in the guest and lets systemd start it anew, once the answer to this command is on its way.
 PATCH = """python3 - <<'END'
 import os, zipfile
-inside = "liveclone_guest/{module}.py"
 with zipfile.ZipFile("{agent}") as archive:
-    entries = {{name: archive.read(name) for name in archive.namelist()}}
-text = entries[inside].decode()
-assert {old!r} in text
-entries[inside] = text.replace({old!r}, {new!r}).encode()
+    # Without the compiled modules, which would be older than their sources now.
+    entries = {{name: archive.read(name) for name in archive.namelist() if not name.endswith(".pyc")}}
+for module, old, new in {changes!r}:
+    inside = f"liveclone_guest/{{module}}.py"
+    text = entries[inside].decode()
+    assert old in text, old
+    entries[inside] = text.replace(old, new).encode()
 with zipfile.ZipFile("{agent}.new", "w") as archive:
     for name, data in entries.items():
-        # Without the compiled modules, which would be older than their sources now.
-        if not name.endswith(".pyc"):
-            archive.writestr(name, data)
+        archive.writestr(name, data)
 os.replace("{agent}.new", "{agent}")
 END
 setsid sh -c 'sleep 0.3; systemctl restart liveclone-agent' >/dev/null 2>&1 &
 """
 CHANGED = 'report["status"] = "kept" if before == after else "changed"'
+FRESH = "        fresh = render"
 RESET = "            told = item.reset(ctx)"
+
+# packet(7)
+ETH_P_ALL, SOL_PACKET, ADD_MEMBERSHIP, PROMISCUOUS = 3, 263, 1, 1
 
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0}"
 
 
-def patch(module: str, old: str, new: str) -> str:
-    return PATCH.format(module=module, old=old, new=new, agent=AGENT)
+def patch(*changes: tuple[str, str, str]) -> str:
+    """Return the script that replaces a text by another in modules of the agent."""
+    return PATCH.format(changes=changes, agent=AGENT)
 
 
 # What is done to the guest before its snapshot, which items the host then finds fault with, and with what words.
@@ -54,23 +60,23 @@ BROKEN = {
     ),
     "an agent that lies": (
         patch(
-            "lifecycle",
-            RESET,
-            '            told = item.reset(ctx) if item.name != "machine_id" else {}',
-        )
-        + patch("lifecycle", CHANGED, 'report["status"] = "changed"'),
+            ("lifecycle", RESET, f'{RESET} if item.name != "machine_id" else {{}}'),
+            ("lifecycle", CHANGED, 'report["status"] = "changed"'),
+        ),
         {"machine_id": "its new value is the snapshot's"},
     ),
     "an agent that leaves something out": (
         patch(
-            "lifecycle",
-            "return [reports[item.name] for item in items]",
-            "return [reports[item.name] for item in items if item.name != 'rng']",
+            (
+                "lifecycle",
+                "for item in items]\n\n    def _context",
+                "for item in items if item.name != 'rng']\n\n    def _context",
+            )
         ),
         {"rng": "did not report it"},
     ),
     "a reset that fails": (
-        patch("items/machine_id", "fresh = render", "raise RuntimeError('no luck')\n        fresh = render"),
+        patch(("items/machine_id", FRESH, f"        raise RuntimeError('no luck')\n{FRESH}")),
         {"machine_id": "its reset failed: RuntimeError: no luck"},
     ),
 }
@@ -102,7 +108,16 @@ def broken(lab: Lab, clone: Machine) -> Iterator[Callable[[str], Snapshot]]:
 
 def ping(lab: Lab, machine: Machine) -> int:
     """Return the pid of the agent that answers."""
-    return int(lab.shell(machine, "systemctl show -P MainPID liveclone-agent"))
+
+    async def ask() -> int:
+        handle = await lab.ctx.driver.open(machine, lab.ctx.layout.machine(machine.id))
+        try:
+            async with agents.connect(handle, machine.name) as agent:
+                return int((await agent.call("ping", deadline_s=PATIENCE_S, repeat=True))["pid"])
+        finally:
+            await handle.close()
+
+    return lab.wait(ask())
 
 
 def check_gone(lab: Lab, result: clones.Result) -> None:
@@ -187,7 +202,7 @@ def test_an_agent_that_hangs_is_an_error_that_names_it(
     code: str,
     words: str,
 ) -> None:
-    taken = broken(patch("items/machine_id", "fresh = render", f"{how}\n        fresh = render"))
+    taken = broken(patch(("items/machine_id", FRESH, f"        {how}\n{FRESH}")))
     monkeypatch.setattr(identify, "IDENTIFY_DEADLINE_S", 3.0)
     (result,) = lab.results(taken)
     error = result.error
@@ -204,7 +219,7 @@ def test_an_agent_that_dies_is_started_again_and_asked_again(
 ) -> None:
     """Once: the next agent finds the mark and does it."""
     dies = "import os; os.path.exists('/run/died') or (os.mkdir('/run/died'), os.kill(os.getpid(), 9))"
-    taken = broken(patch("items/machine_id", "fresh = render", f"{dies}\n        fresh = render"))
+    taken = broken(patch(("items/machine_id", FRESH, f"        {dies}\n{FRESH}")))
     machine = lab.clone(taken)
     assert lab.shell(machine, "ls -d /run/died; hostname") == f"/run/died\n{machine.name}"
 
@@ -241,11 +256,11 @@ def test_no_nic_before_the_evidence_is_verified(lab: Lab, source: Machine, snaps
 
 def open_wire(lab: Lab) -> socket.socket:
     """Listen to every frame on the bridge."""
-    packets = netns.make_socket(lab.ctx.layout.namespace, family=socket.AF_PACKET, kind=socket.SOCK_RAW)
-    packets.bind((lab.ctx.network_spec().bridge, 3))  # ETH_P_ALL
-    packets.setsockopt(
-        263, 1, struct.pack("iHH8s", 0, 1, 0, b"")
-    )  # SOL_PACKET, PACKET_ADD_MEMBERSHIP: promiscuous
+    namespace, bridge = lab.ctx.layout.namespace, lab.ctx.network_spec().bridge
+    packets = netns.make_socket(namespace, family=socket.AF_PACKET, kind=socket.SOCK_RAW)
+    packets.bind((bridge, ETH_P_ALL))
+    index = netns.run_inside(namespace, lambda: socket.if_nametoindex(bridge))
+    packets.setsockopt(SOL_PACKET, ADD_MEMBERSHIP, struct.pack("iHH8x", index, PROMISCUOUS, 0))
     return packets
 
 

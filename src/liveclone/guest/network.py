@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .workers import Task
+
 _ETH_P_ARP = 0x0806
 _DEFAULT_WAIT_S = 10.0
 _SECOND_METRIC = 100  # of the second card's default route; the first has 0
@@ -73,6 +75,7 @@ class Network:
             metric = 0
             for nic in nics:
                 _configure(route, links[nic.mac], nic, metric)
+                request.later.append(_announce(links[nic.mac], nic))
                 if nic.gateway:
                     metric += _SECOND_METRIC
             self._write_resolv_conf(nics)
@@ -84,7 +87,7 @@ class Network:
             link = after.get(index, links[nic.mac])  # udev may have renamed it meanwhile
             mine = [address.cidr for address in addresses if address.index == index]
             interfaces.append({"name": link.name, "mac": link.mac, "addresses": mine})
-        request.later.append(self._settled.set)
+        request.later.insert(0, self._settled.set)
         return {"interfaces": interfaces}
 
     def _write_resolv_conf(self, nics: list[Nic]) -> None:
@@ -132,21 +135,24 @@ def _configure(route: Route, link: Link, nic: Nic, metric: int) -> None:
             netlink.raise_for(results[2], f"the route through {nic.gateway}")
     except OSError as error:
         raise CallError("network-failed", str(error)) from error
-    _announce(link, nic)
 
 
-def _announce(link: Link, nic: Nic) -> None:
-    """Tell neighbours and bridges where this address is now (gratuitous ARP, RFC 5227 section 3)."""
+def _announce(link: Link, nic: Nic) -> Task:
+    """Tell neighbours and bridges where this address is now (gratuitous ARP, RFC 5227 section 3).
+
+    Returns what is left to do once the host has its reply: closing a packet socket waits until no processor
+    can still look at it (synchronize_net in packet_release), 10 ms and more.
+    """
     mac, ip = bytes.fromhex(link.mac.replace(":", "")), socket.inet_aton(nic.ip)
     frame = (
         b"\xff" * 6 + mac + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
     )
+    packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
     try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as packet:
-            packet.bind((link.name, 0))
-            packet.send(frame)
+        packet.sendto(frame, (link.name, _ETH_P_ARP))
     except OSError as error:  # neighbours ask by themselves, a little later
         log(f"{link.name}: not announced: {error}")
+    return packet.close
 
 
 def _number(ip: str) -> int:

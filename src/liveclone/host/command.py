@@ -35,6 +35,7 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     cwd: Path | None = None,
+    name: str = "",
     package: str = "",
     failure: type[LivecloneError] = StoreError,
 ) -> str:
@@ -44,6 +45,7 @@ async def run(
         on_line: is given each line of standard error, without its end.
         env: variables to set besides our own.
         stdin: what it reads; nothing by default.
+        name: what errors call it; its first word by default.
         package: Debian's package of the program, for the message when it is missing.
         failure: the class of error that says it exited with another status than 0.
 
@@ -52,7 +54,7 @@ async def run(
         TimedOut: it was ended at the deadline.
         failure: it failed (code "command-failed"); `seen` has its last lines.
     """
-    line = shlex.join(argv)
+    line, name = shlex.join(argv), name or argv[0]
     try:
         child = await asyncio.create_subprocess_exec(
             *argv,
@@ -67,7 +69,7 @@ async def run(
         raise _missing(argv[0], line, package, error) from error
     except OSError as error:
         raise failure(
-            f"{argv[0]} cannot be started", code="cannot-start", tried=line, seen=str(error)
+            f"{name} cannot be started", code="cannot-start", tried=line, seen=str(error)
         ) from error
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     try:
@@ -75,7 +77,7 @@ async def run(
             output = await _talk(child, stdin, tail, on_line)
     except TimeoutError as error:
         raise TimedOut(
-            f"{argv[0]} did not end within {deadline_s:g} s",
+            f"{name} did not end within {deadline_s:g} s",
             code="command-timed-out",
             tried=line,
             seen="\n".join(tail),
@@ -84,7 +86,7 @@ async def run(
         await _end(child)
     if child.returncode:
         raise failure(
-            f"{argv[0]} failed with status {child.returncode}",
+            f"{name} failed with status {child.returncode}",
             code="command-failed",
             tried=line,
             seen="\n".join(tail),

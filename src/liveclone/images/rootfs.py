@@ -139,6 +139,7 @@ async def make_tar(image: ImageSpec, mirror: Mirror, folder: Path, progress: Pro
         env=env,
         stdin=mirror.render(image.suite).encode(),
         cwd=folder,
+        name="mmdebstrap",
     )
     return target
 
@@ -164,6 +165,7 @@ async def make_disk(archive: Path, size_bytes: int, folder: Path, progress: Prog
             [*_tied("KILL"), *_as_root(), "sh", "-c", script, "sh", str(archive), str(tree), str(raw)],
             deadline_s=_DISK_DEADLINE_S,
             env=_ENV,
+            name="making the file system",
         )
     except StoreError as error:
         error.next_step = error.next_step or "give the image a larger disk, and see that this one has room"
@@ -176,6 +178,7 @@ async def make_disk(archive: Path, size_bytes: int, folder: Path, progress: Prog
         [*_tied("KILL"), "qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)],
         deadline_s=_DISK_DEADLINE_S,
         env=_ENV,
+        name="qemu-img",
     )
     raw.unlink()
     return disk

@@ -161,7 +161,8 @@ for unit in {" ".join(DISABLED)}; do
     systemctl --quiet disable "$unit" 2>/dev/null || true # not installed
 done
 # The machine boots the image's kernel; another one on the disk would only take its modules away.
-apt-mark hold $(dpkg-query -W -f '${{Package}}\\n' 'linux-image-*') >/dev/null
+kernels=$(dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' 'linux-image-*' | sed -n 's/^installed //p')
+apt-mark hold $kernels >/dev/null
 if [ -e {BUILD}/password ]; then chpasswd <{BUILD}/password; fi
 if [ -e {BUILD}/script ]; then {BUILD}/script; fi
 rm -rf {BUILD}

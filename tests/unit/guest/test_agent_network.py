@@ -66,7 +66,11 @@ def nic(**changes: str) -> dict[str, str]:
 
 def configure(root: Path, *nics: dict[str, str], wait_s: float = 5.0) -> dict[str, Any]:
     request = Request("x", "network", {"nics": list(nics), "wait_s": wait_s}, 10, lambda reply: None)
-    return Network(str(root), threading.Event()).configure(request)
+    try:
+        return Network(str(root), threading.Event()).configure(request)
+    finally:
+        for task in request.later:
+            task()
 
 
 @pytest.fixture

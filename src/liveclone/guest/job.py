@@ -28,6 +28,7 @@ from .stream import BUFFER_BYTES, Stream
 LINGER_S = 600.0  # how long a finished job may still be asked for
 _CHUNK = 64 * 1024
 _PIPE_BYTES = 64 * 1024  # a pipe or terminal holds: all that can be left in it when the process has ended
+_TERMINAL_AGAIN_MS = 50  # a terminal that nobody has open is looked at again: nothing tells of its opening
 _END_OF_TYPING = b"\x04"  # what a terminal's user types to end the input
 
 
@@ -212,6 +213,7 @@ class Job:
     def _pump_once(self) -> bool:
         """Move what can be moved, then sleep; False when the process has ended and all its output is here."""
         poll = select.poll()
+        timeout_ms = None
         with self.changed:
             ended = self._code is not None  # asked before reading: what it wrote last is then in the pipe
             moved = self._write_input()
@@ -221,6 +223,11 @@ class Job:
                 if fd < 0:
                     continue
                 got = self._read_output(fd, stream, ended)
+                if got is None and self._tty and not ended:
+                    # Nobody has the terminal open just now: a program that is about to exit, or one that will open it
+                    # again. Closing our end would send SIGHUP to it; polling it would spin on POLLHUP.
+                    timeout_ms = _TERMINAL_AGAIN_MS
+                    continue
                 if got is None:
                     self._close_output(name)
                     continue
@@ -233,12 +240,12 @@ class Job:
             # What the process wrote itself was in the pipes when it ended; a descendant may go on for ever.
             if ended and (drained or self._late_bytes >= 2 * _PIPE_BYTES):
                 return False
-            if self._in_fd >= 0 and self._input:
+            if self._in_fd >= 0 and self._input and timeout_ms is None:
                 both = self._in_fd == self._out_fd and not self.stdout.full
                 poll.register(self._in_fd, select.POLLOUT | (select.POLLIN if both else 0))
         poll.register(self._wake_read, select.POLLIN)
         if not moved:
-            poll.poll()
+            poll.poll(timeout_ms)
         _drain(self._wake_read)
         return True
 

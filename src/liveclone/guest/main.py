@@ -143,6 +143,7 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")
     go_along()
+    threading.Thread(target=agent.network.restore, daemon=True).start()
     agent.warm()
     os.read(told_to_end, 1)
     end_children()

@@ -8,6 +8,7 @@ nothing is taken away that its open connections stand on. IPv6 is left alone.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import struct
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _ETH_P_ARP = 0x0806
 _DEFAULT_WAIT_S = 10.0
+_RESTORE_WAIT_S = (
+    30.0  # after a reboot the card is there from the start; its driver comes a second or two later
+)
 _SECOND_METRIC = 100  # of the second card's default route; the first has 0
 
 
@@ -88,7 +92,37 @@ class Network:
             mine = [address.cidr for address in addresses if address.index == index]
             interfaces.append({"name": link.name, "mac": link.mac, "addresses": mine})
         request.later.insert(0, self._settled.set)
+        request.later.append(lambda: self._remember(request.args.get("nics") or []))
         return {"interfaces": interfaces}
+
+    def restore(self) -> None:
+        """After a reboot of the guest, give its cards the addresses that the host gave them last; it is not asked again.
+
+        A clone that has no card yet waits here in vain for its source's, until `wait_s` is over.
+        """
+        try:
+            nics = json.loads(files.find_text(self._file) or "[]")
+            if nics:
+                args = {"nics": nics, "wait_s": _RESTORE_WAIT_S}
+                request = Request("", "network", args, 2 * _RESTORE_WAIT_S, lambda reply: None)
+                self.configure(request)
+                for task in request.later:
+                    task()
+        except (CallError, OSError, ValueError) as error:
+            log(f"the network of the last boot was not restored: {error}")
+
+    @property
+    def _file(self) -> str:
+        return os.path.join(self._root, "var/lib/liveclone/network.json")
+
+    def _remember(self, nics: list[Any]) -> None:
+        text = json.dumps(nics) + "\n"
+        try:
+            if files.find_text(self._file) != text:
+                os.makedirs(os.path.dirname(self._file), exist_ok=True)
+                files.replace_file(self._file, text)
+        except OSError as error:
+            log(f"{self._file}: {error}")
 
     def _write_resolv_conf(self, nics: list[Nic]) -> None:
         servers = list(dict.fromkeys(server for nic in nics for server in nic.dns))

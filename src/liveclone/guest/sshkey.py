@@ -1,7 +1,7 @@
 """Make ed25519 and ECDSA key pairs, and write them as OpenSSH does.
 
 Why not ssh-keygen: in a clone under emulation, the dynamic linker and OpenSSL's start alone take ten times as long
-as the arithmetic here, on every clone's way (measured: 560 ms for two keys, against 40 ms). The arithmetic is one
+as the arithmetic here, on every clone's way (measured: 560 ms for two keys, against 55 ms). The arithmetic is one
 multiplication of a curve's base point; a table of its multiples is the same for every key, so it is computed
 before the snapshot (`warm`) and each clone finds it in memory. Nothing here is done with other people's data, so time
 that depends on the secret tells nobody anything.

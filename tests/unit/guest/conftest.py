@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -137,6 +138,14 @@ class Host:
             if reply["exit_code"] is not None:
                 self.call("exec_close", job=job)
                 return reply["exit_code"], out, err
+
+
+@pytest.fixture(autouse=True)
+def commands_hear_control_c() -> Iterator[None]:
+    """A shell starts what runs in the background deaf to SIGINT, and that is inherited, down to the commands here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

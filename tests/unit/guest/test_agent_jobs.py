@@ -150,6 +150,7 @@ def test_input_is_taken_once_whatever_is_repeated(host: Host) -> None:
         if reply["exit_code"] is not None:
             break
     assert got == b"hello world"
+    host.call("exec_io", job=job, stdout_from=len(got))
     with pytest.raises(Refusal) as caught:
         host.call("exec_io", job=job, stdout_from=5)
     assert caught.value.code == "bad-offset"  # what has been acknowledged is gone
@@ -265,9 +266,10 @@ def test_close_kills_the_group(host: Host, tmp_path: Path) -> None:
 def test_starting_twice_under_one_name_starts_once(host: Host, tmp_path: Path) -> None:
     args: dict[str, Any] = {"argv": ["sh", "-c", f"echo x >> {tmp_path}/log; sleep 60"], "job": "mine"}
     assert host.call("exec_start", **args) == host.call("exec_start", **args) == {"job": "mine"}
-    wait_until((tmp_path / "log").exists)
+    log = tmp_path / "log"
+    wait_until(lambda: log.exists() and log.read_text())
     host.call("exec_close", job="mine")
-    assert (tmp_path / "log").read_text() == "x\n"
+    assert log.read_text() == "x\n"
 
 
 def test_a_finished_job_is_dropped_after_a_while(
@@ -324,6 +326,11 @@ class TestTerminal:
         code, out, _ = host.run("cat", tty=True, stdin=b"one\ntwo\n")
         assert code == 0
         assert out.count(b"one") == out.count(b"two") == 2  # as typed, and as cat says it
+
+    def test_a_program_may_close_its_terminal_and_open_it_again(self, host: Host) -> None:
+        """Were our end closed meanwhile, SIGHUP would end it with 129."""
+        script = "exec <&- >&- 2>&-; sleep 0.1; echo back > /dev/tty; sleep 0.1; exit 4"
+        assert host.run("sh", "-c", script, tty=True) == (4, b"back\r\n", b"")
 
     def test_another_users_terminal(self, host: Host, needs_root: None) -> None:
         code, out, _ = host.run("sh", "-c", "id -un; echo mine > /dev/tty", tty=True, user="nobody")

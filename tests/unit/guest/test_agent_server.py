@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from liveclone.guest import power
 from liveclone.guest.errors import CallError
 from liveclone.guest.main import Agent
 from liveclone.guest.request import Request
@@ -169,3 +170,21 @@ def test_two_ports_are_served_side_by_side(agent: Agent, connect: Callable[[], H
     control.call("ping")
     control.call("exec_signal", job=job, signal="TERM")
     assert execution.answer(waiting)["exit_code"] == 143
+
+
+def test_power_begins_after_the_reply(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    done = threading.Event()
+
+    def begin(action: str) -> None:
+        begun.append(action)
+        done.set()
+
+    monkeypatch.setattr(power, "_begin", begin)
+    assert host.call("power", action="poweroff") == {}
+    assert done.wait(5)
+    assert begun == ["poweroff"]
+    with pytest.raises(Refusal) as caught:
+        host.call("power", action="explode")
+    assert caught.value.code == "bad-request"
+    assert begun == ["poweroff"]

@@ -1,6 +1,6 @@
 """Named points that an operation passes, so that tests can stop the world exactly there.
 
-Each step of an operation calls `trace.at("snapshot.captured")`. In ordinary use that is one lookup in
+Each step of an operation calls `trace.at("snapshot.prepared")`. In ordinary use that is one lookup in
 an empty table. A fault test sets LIVECLONE_FAULT to `POINT=ACTION` (several with commas), where
 ACTION is `kill` (SIGKILL to ourselves, as the kernel's out-of-memory killer would), `raise` (an
 error at this point), `wait:FIFO` (open FIFO for reading, which blocks until the test opens the

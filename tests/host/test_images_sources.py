@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from liveclone.errors import Unsupported
 from liveclone.host import apt_sources
+from liveclone.images import rootfs
+from tests.conftest import Needs
 
 ONE_LINE = """\
 # deb cdrom:[Debian GNU/Linux 12.5.0 _Bookworm_]/ bookworm main
@@ -147,6 +150,18 @@ def test_without_a_mirror_the_remedy_is_named(
 def test_an_empty_host_is_no_debian(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         apt_sources.find_mirror(tmp_path)
+
+
+def test_the_proxies_of_apt_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Needs) -> None:
+    needs("apt-config")
+    (tmp_path / "apt.conf").write_text(
+        'Acquire::http::Proxy "http://proxy.example:3142/"; Acquire::https::Proxy "DIRECT";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    monkeypatch.delenv("http_proxy", raising=False)
+    assert asyncio.run(rootfs._find_proxies()) == {"http_proxy": "http://proxy.example:3142/"}
+    monkeypatch.setenv("http_proxy", "http://mine.example")
+    assert asyncio.run(rootfs._find_proxies()) == {}
 
 
 @given(st.text())

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +10,7 @@ import pytest
 
 from liveclone.errors import Refused
 from liveclone.store.leases import LeaseBook
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+from tests.contract.children import run_at_once
 
 
 def make_book(folder: Path, network: str = "10.213.0.1/16") -> LeaseBook:
@@ -91,22 +87,11 @@ def test_the_gateway_is_never_given(tmp_path: Path, gateway: str) -> None:
 
 def test_many_processes_at_once_get_different_ones(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from liveclone.store.leases import LeaseBook\n"
+        "from pathlib import Path; from liveclone.store.leases import LeaseBook\n"
         "folder = Path(sys.argv[1]); book = LeaseBook(folder, folder / 'lock', '10.213.0.1/16')\n"
+        "begin()\n"
         "for number in range(20): print(*book.take(f'{sys.argv[2]}-{number}'))\n"
     )
-
-    async def take(name: str) -> list[str]:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, str(tmp_path), name),
-            stdout=subprocess.PIPE,
-            env={"PYTHONPATH": str(SOURCE)},
-        )
-        output, _ = await child.communicate()
-        return output.decode().split()
-
-    async def take_all() -> list[list[str]]:
-        return await asyncio.gather(*(take(name) for name in "abc"))
-
-    words = [word for output in asyncio.run(take_all()) for word in output]
+    outputs = run_at_once(program, [[str(tmp_path), name] for name in "abc"])
+    words = [word for output in outputs for word in output.split()]
     assert len(words) == len(set(words)) == 3 * 20 * 2

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,8 @@ import pytest
 from liveclone.errors import Conflict, Corrupt, NotFound, Refused
 from liveclone.model.base import Value
 from liveclone.store.objects import Objects
+from tests.contract.children import run_at_once
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -152,26 +149,15 @@ def test_a_manifest_is_replaced_whole(things: Objects[Thing], monkeypatch: pytes
 
 def test_of_many_processes_one_gets_the_name(things: Objects[Thing], tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.unit.test_objects import Thing, make\n"
+        "from pathlib import Path; from tests.unit.test_objects import Thing, make\n"
         "from liveclone.errors import Conflict\n"
         "things = make(Path(sys.argv[1]))\n"
-        "for number in range(10):\n"
+        "begin()\n"
+        "for number in range(15):\n"
         "    try: things.create(Thing(id=sys.argv[2] * 8 + f'{number:04}', name=f'name-{number}')); print(number)\n"
         "    except Conflict: pass\n"
     )
-
-    async def claim(letter: str) -> list[str]:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, str(tmp_path), letter),
-            stdout=subprocess.PIPE,
-            env={"PYTHONPATH": f"{SOURCE}:{SOURCE.parent}"},
-        )
-        output, _ = await child.communicate()
-        return output.decode().split()
-
-    async def claim_all() -> list[list[str]]:
-        return await asyncio.gather(*(claim(letter) for letter in "abc"))
-
-    claimed = [number for output in asyncio.run(claim_all()) for number in output]
-    assert sorted(claimed, key=int) == [str(number) for number in range(10)]
-    assert sorted(thing.name for thing in things.list()) == [f"name-{number}" for number in range(10)]
+    outputs = run_at_once(program, [[str(tmp_path), letter] for letter in "abc"])
+    claimed = [int(number) for output in outputs for number in output.split()]
+    assert sorted(claimed) == list(range(15))
+    assert len(things.list()) == 15

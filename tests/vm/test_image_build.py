@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from liveclone.engine import run
-from liveclone.host import unix_socket
+from liveclone.host import process, unix_socket
 from liveclone.images import build
 from liveclone.images.library import ImageLibrary
 from liveclone.images.spec import ImageSpec, Secret
@@ -141,3 +141,27 @@ def test_the_console_takes_the_password(lab: Lab, machine: Machine) -> None:
 def test_the_power_button_stops_it(lab: Lab, machine: Machine) -> None:
     stopped = lab.stop(machine)
     assert stopped.process is None
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(tmp_path: Path, needs: Needs) -> None:
+    needs("mmdebstrap", "mke2fs", "qemu-img", root=True)
+
+    async def story() -> None:
+        under_way = asyncio.Event()
+
+        def tell(phase: str, fraction: float | None) -> None:
+            if phase == "installing the base system":  # it has mounts and processes now
+                under_way.set()
+
+        work = asyncio.create_task(build.build_image(ImageSpec(name="x"), tmp_path, tell))
+        started = asyncio.create_task(under_way.wait())
+        await asyncio.wait({work, started}, return_when=asyncio.FIRST_COMPLETED)
+        assert not work.done(), work.exception()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    asyncio.run(story())
+    assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
+    assert [line for _, line in process.find(str(tmp_path))] == []
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()

@@ -38,6 +38,7 @@ END
 setsid sh -c 'sleep 0.3; systemctl restart liveclone-agent' >/dev/null 2>&1 &
 """
 CHANGED = 'report["status"] = "kept" if before == after else "changed"'
+ONLY = "        with self._only(call, request):"
 FRESH = "        fresh = render"
 RESET = "            told = item.reset(ctx)"
 
@@ -217,11 +218,12 @@ def test_an_agent_that_hangs_is_an_error_that_names_it(
 def test_an_agent_that_dies_is_started_again_and_asked_again(
     lab: Lab, broken: Callable[[str], Snapshot]
 ) -> None:
-    """Once: the next agent finds the mark and does it."""
+    """Once, before it has changed anything: the next agent finds the mark and does it all."""
     dies = "import os; os.path.exists('/run/died') or (os.mkdir('/run/died'), os.kill(os.getpid(), 9))"
-    taken = broken(patch(("items/machine_id", FRESH, f"        {dies}\n{FRESH}")))
+    taken = broken(patch(("lifecycle", ONLY, f"{ONLY}\n            {dies}")))
     machine = lab.clone(taken)
     assert lab.shell(machine, "ls -d /run/died; hostname") == f"/run/died\n{machine.name}"
+    lab.remove(machine)
 
 
 def test_no_nic_before_the_evidence_is_verified(lab: Lab, source: Machine, snapshotted: Snapshot) -> None:

@@ -77,7 +77,7 @@ class Agent:
     async def _ask(
         self, request: bytes, request_id: str, name: str, wait_s: float | None
     ) -> agent_frames.Reply:
-        reading = asyncio.ensure_future(self._reply(request_id, name))
+        reading = asyncio.ensure_future(self._reply(request_id, name, wait_s is not None))
         try:
             while not reading.done():
                 self._writer.write(request)
@@ -89,7 +89,7 @@ class Agent:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _reply(self, request_id: str, name: str) -> agent_frames.Reply:
+    async def _reply(self, request_id: str, name: str, repeat: bool) -> agent_frames.Reply:
         while True:
             try:
                 line = await self._reader.readline()
@@ -98,7 +98,8 @@ class Agent:
             if not line:
                 raise self._gone(name, "the connection ended")
             reply = agent_frames.parse_reply(line, request_id)
-            if reply is not None:
+            # "busy" is the answer to a repetition while the first one is still being carried out: that one counts.
+            if reply is not None and not (repeat and reply.error and reply.error.code == "busy"):
                 return reply
 
     def _gone(self, name: str, seen: str) -> GuestError:

@@ -131,12 +131,12 @@ class _Clone:
         ctx, machine_id = self.ctx, new_id()
         self.mark("wait")
         async with AsyncExitStack() as undo:
-            machine = self._make(machine_id)
-            await undo.enter_async_context(_alone(ctx, machine))
-            ctx.journal(machine_id).begin("clone", snapshot=self.snapshot.id)
+            await undo.enter_async_context(_alone(ctx, machine_id, self.result.name))
             keep = AsyncExitStack()
             keep.push_async_callback(_remove, ctx, machine_id)
             await undo.enter_async_context(keep)
+            disposal.begin_machine(ctx, machine_id, "clone", snapshot=self.snapshot.id)
+            machine = self._make(machine_id)
             self.mark("make")
             trace.at("clone.made")
             handle = await self._restore(machine)
@@ -230,19 +230,15 @@ class _Clone:
         return evidence, machine
 
 
-def _alone(ctx: Context, machine: Machine) -> AbstractAsyncContextManager[None]:
-    return locks.hold_async(ctx.layout.lock(f"machine-{machine.id}"), f"starting {machine.name}", 5.0)
+def _alone(ctx: Context, machine_id: str, name: str) -> AbstractAsyncContextManager[None]:
+    return locks.hold_async(ctx.layout.lock(f"machine-{machine_id}"), f"starting {name}", 5.0)
 
 
 async def _remove(ctx: Context, machine_id: str) -> None:
     """Undo a clone, whatever there is of it; shielded, so that an impatient user leaves nothing behind."""
 
     async def work() -> None:
-        try:
-            machine = ctx.machines.load(machine_id)
-        except LivecloneError:
-            return
-        await disposal.dispose(ctx, machine)
+        await disposal.dispose_id(ctx, machine_id)
 
     await asyncio.shield(work())
 

@@ -8,13 +8,24 @@ has gone. Memory is different: a process that maps an image keeps it alive by it
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ..errors import LivecloneError, StoreError
+from ..errors import LivecloneError, NotFound, StoreError
 from ..host import files, locks, process
 from ..model.machine import Machine, MemorySource
 from ..model.snapshot import Snapshot
+from ..store.layout import MANIFEST
 from . import parts, wiring
 from .context import Context
+
+
+def begin_machine(ctx: Context, machine_id: str, operation: str, **facts: Any) -> None:
+    """Make the folder of a new machine, with its journal; the caller holds the id.
+
+    Before its address is taken and its manifest written, so that `sweep` finds whatever a death in between leaves.
+    """
+    ctx.layout.machine(machine_id).mkdir(mode=0o700)
+    ctx.journal(machine_id).begin(operation, **facts)
 
 
 async def halt(ctx: Context, machine: Machine) -> Machine:
@@ -44,6 +55,23 @@ async def dispose(ctx: Context, machine: Machine) -> None:
     wiring.release(ctx, machine)
     ctx.layout.lock(f"machine-{machine.id}").unlink(missing_ok=True)
     sweep(ctx)
+
+
+async def dispose_id(ctx: Context, machine_id: str) -> None:
+    """Remove what there is of a machine that may have got no further than `begin_machine`; the caller holds it."""
+    try:
+        machine = ctx.machines.load(machine_id)
+    except NotFound:
+        _discard(ctx, machine_id)
+        return
+    await dispose(ctx, machine)
+
+
+def _discard(ctx: Context, machine_id: str) -> None:
+    """Remove a machine that never had a manifest, hence no process either."""
+    ctx.leases.free(machine_id)
+    files.remove_tree(ctx.layout.machine(machine_id))
+    ctx.layout.lock(f"machine-{machine_id}").unlink(missing_ok=True)
 
 
 def dispose_snapshot(ctx: Context, snapshot: Snapshot) -> None:
@@ -79,10 +107,15 @@ def keep_layer_only(folder: Path) -> None:
 
 
 def sweep(ctx: Context) -> None:
-    """Remove what belongs to nothing: frozen layers that nobody stands on, files on tmpfs without an owner.
+    """Remove what belongs to nothing: half-made machines, frozen layers that nobody stands on, files on tmpfs without
+    an owner.
 
-    Harmless at any time: what an operation under way is making is in its journal, and journals are asked first.
+    Harmless at any time: what an operation under way is making is locked or in its journal, which are asked first.
     """
+    for folder in ctx.layout.machines.iterdir():
+        # In this order: whoever makes a machine holds its lock until the manifest is there.
+        if not _is_busy(ctx, folder.name) and not (folder / MANIFEST).exists():
+            _discard(ctx, folder.name)
     machines, snapshots = ctx.machines.list(), ctx.snapshots.list()
     working = set()
     for machine in machines:

@@ -56,12 +56,15 @@ async def run(ctx: Context, request: Request) -> Machine:
     """
     image = ctx.images.load(request.image)
     _check(ctx, request)
-    machine = _make_manifest(ctx, request, image)
-    ctx.machines.create(machine)
-    lock = locks.hold_async(ctx.layout.lock(f"machine-{machine.id}"), f"starting {machine.name}", 5.0)
+    machine_id = new_id()
+    lock = locks.hold_async(
+        ctx.layout.lock(f"machine-{machine_id}"), f"starting {request.name or 'a machine'}", 5.0
+    )
     async with lock, AsyncExitStack() as undo:
-        ctx.journal(machine.id).begin("run")
-        undo.push_async_callback(_remove, ctx, machine.id)
+        undo.push_async_callback(_remove, ctx, machine_id)
+        disposal.begin_machine(ctx, machine_id, "run")
+        machine = _make_manifest(ctx, request, image, machine_id)
+        ctx.machines.create(machine)
         parts.make_overlay(Path(machine.disk), Path(image.disk), machine.disk_bytes)
         trace.at("run.made")
         handle = await _boot(ctx, machine)
@@ -156,8 +159,7 @@ def _check(ctx: Context, request: Request) -> None:
     capacity.check_boot(ctx, request.ram_bytes)
 
 
-def _make_manifest(ctx: Context, request: Request, image: Image) -> Machine:
-    machine_id = new_id()
+def _make_manifest(ctx: Context, request: Request, image: Image, machine_id: str) -> Machine:
     network = request.network or ctx.settings.network
     name = request.name or _free_name(ctx, image.name)
     check_name(name, "machine name")
@@ -250,7 +252,7 @@ def _free_name(ctx: Context, stem: str) -> str:
 
 async def _remove(ctx: Context, machine_id: str) -> None:
     async def work() -> None:
-        await disposal.dispose(ctx, ctx.machines.load(machine_id))
+        await disposal.dispose_id(ctx, machine_id)
 
     await asyncio.shield(work())
 

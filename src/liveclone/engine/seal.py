@@ -15,10 +15,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from .. import trace
 from ..errors import Conflict, LivecloneError, StoreError
 from ..host import files, locks, process
 from ..model.machine import ProcessRef
 from ..model.snapshot import Part, Snapshot, SnapshotState
+from ..store.layout import MANIFEST
 from . import parts
 from .context import Context, open_context
 from .settings import read as read_settings
@@ -60,22 +62,24 @@ async def wait(ctx: Context, snapshot: Snapshot, sealing: ProcessRef) -> Snapsho
 
 
 def seal(ctx: Context, snapshot_id: str) -> Snapshot:
-    """Seal a snapshot, in this process; one that is sealed stays as it is.
+    """Seal a snapshot, in this process; one that is sealed stays as it is, one that is being sealed is waited for.
 
     Raises:
-        Conflict: another process seals it. NotFound: it was removed. StoreError: no room, no permission.
+        Conflict: another process seals it and does not end. NotFound: it was removed. StoreError: no room, no permission.
     """
-    with locks.hold(ctx.layout.lock(f"seal-{snapshot_id}"), "sealing"):
+    with locks.hold(ctx.layout.lock(f"seal-{snapshot_id}"), "sealing", DEADLINE_S):
         snapshot = ctx.snapshots.load(snapshot_id)
         if snapshot.state is SnapshotState.SEALED:
             return snapshot
         folder = ctx.layout.snapshot(snapshot_id)
         parts.check(ctx, snapshot)
+        trace.at("seal.begun")
         memory, disk = folder / snapshot.memory.file, folder / snapshot.disk.file
         if snapshot.hot is not None and not memory.exists():
             temporary = memory.with_suffix(".part")
             temporary.unlink(missing_ok=True)
             files.copy_sparse(Path(snapshot.hot.path), temporary, mode=0o400)
+            trace.at("seal.copied")
             temporary.rename(memory)
         sealed: Snapshot = snapshot.replace(
             memory=_digested(memory, snapshot.memory),
@@ -85,10 +89,15 @@ def seal(ctx: Context, snapshot_id: str) -> Snapshot:
         for path in (disk, folder / snapshot.device_state.file):
             _sync(path)
         files.sync_folder(folder)
-        parts.remember_stamp(folder, memory)
-        if not (folder / "manifest.json").exists():
-            return snapshot  # removed while we worked: do not bring it back
-        ctx.snapshots.save(sealed)
+        trace.at("seal.digested")
+        # Together with clones that start, but not while the snapshot is being removed.
+        with locks.hold(ctx.layout.lock(f"snapshot-{snapshot_id}"), "sealing", DEADLINE_S, shared=True):
+            if not (folder / MANIFEST).exists():  # removed while we worked: do not bring it back
+                memory.unlink(missing_ok=True)
+                return snapshot
+            parts.remember_stamp(folder, memory)
+            ctx.snapshots.save(sealed)
+        trace.at("seal.done")
         return sealed
 
 

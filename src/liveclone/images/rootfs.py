@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import tarfile
 import time
@@ -127,6 +128,7 @@ async def make_tar(image: ImageSpec, mirror: Mirror, folder: Path, progress: Pro
                 progress(phase, fraction)
 
     env = {
+        **await _find_proxies(),
         **_ENV,
         "INITRD": "No",  # the kernel's package then builds no initramfs: machines boot ours
         # In a user namespace only folders that everybody may enter will do.
@@ -240,6 +242,21 @@ def _add(archive: tarfile.TarFile, path: str, data: bytes | None, permissions: i
     else:
         entry.size = len(data)
     archive.addfile(entry, io.BytesIO(data or b""))
+
+
+async def _find_proxies() -> dict[str, str]:
+    """Return the proxies that this host's apt uses, as variables: mmdebstrap's apt does not read our configuration."""
+    ask = [
+        "apt-config",
+        "shell",
+        "http_proxy",
+        "Acquire::http::Proxy",
+        "https_proxy",
+        "Acquire::https::Proxy",
+    ]
+    told = await command.run(ask, deadline_s=60.0, package="apt", failure=Unsupported)
+    pairs = (word.partition("=") for word in shlex.split(told))
+    return {name: value for name, _, value in pairs if value not in ("", "DIRECT") and name not in os.environ}
 
 
 def _quote(path: Path) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from liveclone.engine import remove, run, seal
-from liveclone.model.snapshot import CaptureMethod
+from liveclone.model.snapshot import CaptureMethod, SnapshotState
 from tests.contract.children import Children, Ended
 
-from .world import World, clone_job, run_job, snapshot_job, start_job, without_sealing
+from .world import World, clone_job, run_job, seal_job, snapshot_job, start_job, without_sealing
 
 SOURCE = Path(__file__).resolve().parents[3] / "src" / "liveclone"
 SIGKILL = 9
@@ -32,6 +32,7 @@ OPERATIONS = {
     "background": ("snapshot", "background"),
     "stream": ("stream",),
     "clone": ("clone",),
+    "seal": ("seal",),
 }
 
 
@@ -66,12 +67,18 @@ class Case:
             await run.start(world.ctx, "web")
         if self.operation == "start":
             await run.stop(world.ctx, "web", force=True)
+        if self.operation == "seal":
+            await world.snapshot("web", "new", CaptureMethod.STREAM)
 
     def in_child(self, **env: str) -> Ended:
         jobs: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
             "run": (run_job, ("new",)),
             "start": (start_job, ("web",)),
             "clone": (clone_job, ("base", "new")),
+            "seal": (
+                seal_job,
+                (self.world.ctx.snapshots.find("new").id if self.operation == "seal" else "",),
+            ),
         }
         job, args = jobs.get(self.operation, (snapshot_job, ("web", "new", self.operation)))
         return self.children.run(f"{job.__module__}:{job.__name__}", *args, env=self.world.environment | env)
@@ -146,6 +153,9 @@ async def test_a_command_that_was_killed_is_settled(case: Case, operation: str, 
         await world.write("web", "/srv/token", point)
     assert case.in_child(LIVECLONE_FAULT=f"{point}=kill").signal == SIGKILL
     await world.repair()
+    if operation == "seal":
+        sealed = await asyncio.to_thread(seal.seal, world.ctx, world.ctx.snapshots.find("new").id)
+        assert sealed.state is SnapshotState.SEALED
     assert await world.find_faults() == []
     if case.takes_snapshot:
         await world.check_runs("web")

@@ -33,6 +33,16 @@ from liveclone.units import MIB
 
 T = TypeVar("T")
 
+SNAPSHOT_PARTS = (
+    "manifest.json",
+    "state",
+    "memory",
+    "disk.qcow2",
+    "key",
+    "evidence",
+    "stamps.json",
+    seal.LOG,
+)
 RAM = 128 * MIB
 IMAGE = "image"
 
@@ -149,9 +159,10 @@ class World:
         needed = {layer for machine in machines for layer in machine.layers}
         needed |= {layer for taken in snapshots for layer in taken.layers}
         for folder in layout.snapshots.iterdir():
-            if folder.name in {taken.id for taken in snapshots}:
-                continue
             parts = sorted(path.name for path in folder.iterdir())
+            if folder.name in {taken.id for taken in snapshots}:
+                faults += [f"{folder / name} is left over" for name in parts if name not in SNAPSHOT_PARTS]
+                continue
             if folder.name not in needed or parts != ["disk.qcow2"]:
                 faults.append(f"{folder} is left over: {parts}")
         used = {machine.memory.path for machine in machines if machine.memory}
@@ -242,6 +253,10 @@ def snapshot_job(machine: str, name: str, method: str) -> str:
     without_sealing()
     request = snapshot.Request(machine=machine, name=name, method=CaptureMethod(method))
     return asyncio.run(snapshot.take(open_context(), request)).id
+
+
+def seal_job(snapshot_id: str) -> str:
+    return seal.seal(open_context(), snapshot_id).state.value
 
 
 def clone_job(taken: str, name: str) -> str:

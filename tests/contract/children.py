@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,32 @@ def open_children() -> Iterator[Children]:
         yield Children(server)
         assert server.stdin is not None
         server.stdin.close()
+
+
+def run_at_once(program: str, arguments: Sequence[Sequence[str]]) -> list[str]:
+    """Run one Python process for each list of arguments and return what they print.
+
+    The program calls `begin()` when it has imported all it needs; none goes on before all of them have.
+    """
+    gate = 'import sys\ndef begin():\n    print("ready", flush=True)\n    sys.stdin.read()\n'
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    held, open_gate = os.pipe()
+    with contextlib.ExitStack() as ending:
+        started = []
+        for words in arguments:
+            argv = [sys.executable, "-c", gate + program, *words]
+            child = subprocess.Popen(argv, stdin=held, stdout=subprocess.PIPE, text=True, env=env)
+            started.append(ending.enter_context(child))
+        os.close(held)
+        outputs = []
+        for child in started:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        os.close(open_gate)
+        for child in started:
+            assert child.stdout is not None
+            outputs.append(child.stdout.read())
+    return outputs
 
 
 def serve() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import HypervisorError, Interrupted, LivecloneError
-from ...host import process, unix_socket
+from ...host import files, process, unix_socket
 from ...model.machine import Boot, Hardware, Memory, MemorySource, ProcessRef
 from . import argv
 from .session import Session, last_words, open_session
@@ -142,9 +142,12 @@ def make_ram_file(memory: Memory, size_bytes: int) -> None:
 
     A file that has this name already is left to whoever maps it; truncating it would pull RAM from under a guest.
     """
-    Path(memory.path).unlink(missing_ok=True)
-    fd = os.open(memory.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, size_bytes)
-    finally:
-        os.close(fd)
+        Path(memory.path).unlink(missing_ok=True)
+        fd = os.open(memory.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size_bytes)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise files.explain(error, "making the RAM file", Path(memory.path)) from error

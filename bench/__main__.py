@@ -34,19 +34,24 @@ async def measure(chosen: Plan, recorder: Recorder, screen: Console) -> None:
             await MEASURE[name](laboratory)
 
 
-def show(entries: Sequence[Entry], file: Path | None, screen: Console) -> None:
-    """Print the tables, and draw the picture beside the file."""
+def show(entries: Sequence[Entry], drawn: Path | None, screen: Console) -> None:
+    """Print the tables, and draw the picture."""
     if not entries:
         return
     Console().print(table.render(entries))
-    if file is None:
+    if drawn is None:
         return
-    drawn = file.with_suffix(".svg")
     try:
         picture.draw(entries, drawn)
         screen.print(f"picture: {drawn}", highlight=False)
     except picture.Missing as error:
         screen.print(f"[yellow]{error}[/]", highlight=False)
+
+
+def place_picture(arguments: argparse.Namespace) -> Path | None:
+    """Return where the picture goes: where it was asked for, or beside the series."""
+    file: Path | None = arguments.json or arguments.source
+    return arguments.picture or (file and file.with_suffix(".svg"))
 
 
 def run(arguments: argparse.Namespace, screen: Console) -> int:
@@ -67,7 +72,7 @@ def run(arguments: argparse.Namespace, screen: Console) -> int:
     if arguments.json and entries:
         series.save(entries, arguments.json)
         screen.print(f"series: {arguments.json}", highlight=False)
-    show(entries, arguments.json, screen)
+    show(entries, place_picture(arguments), screen)
     screen.print(f"measured for {render_duration(time.monotonic() - began)}", highlight=False)
     return status
 
@@ -82,6 +87,7 @@ def main() -> int:
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="show these series; measure nothing"
     )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it there, as SVG")
     plan.add_arguments(parser)
     arguments = parser.parse_args()
     screen = Console(stderr=True)
@@ -93,7 +99,7 @@ def main() -> int:
         parser.error(f"{arguments.source} cannot be read: {error}")
     if arguments.json:
         series.save(entries, arguments.json)
-    show(entries, arguments.json or arguments.source, screen)
+    show(entries, place_picture(arguments), screen)
     return 0
 
 

@@ -9,8 +9,9 @@
 The folder is the tier, in this order. `--fast` leaves out what starts a guest: `vm`, `fault` (unless marked `light`)
 and whatever is marked `machine`. A tool that is missing skips a test at home and fails it where CI=true.
 
-State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME on a disk,
-LIVECLONE_HOT on tmpfs. When all is over nothing that knows these folders may be left; `nothing_left_behind` looks.
+State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME is in the one on a
+disk, LIVECLONE_HOT in the one on tmpfs. When all is over nothing that knows these folders may be left;
+`nothing_left_behind` looks.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hot = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/dev/shm")) if shared_memory else run / "hot"
     config.stash[_RUN], config.stash[_HOT] = run, hot
     os.environ["LIVECLONE_HOME"] = str(run / "home")
-    os.environ["LIVECLONE_HOT"] = str(hot)
+    os.environ["LIVECLONE_HOT"] = str(hot / "home")
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(DEV / "cache" / "hypothesis")
     config.option.basetemp = config.option.basetemp or str(run / "tmp")
     shutil.rmtree(DEV / "log" / "failed", ignore_errors=True)

@@ -24,7 +24,7 @@ def children() -> Iterator[Children]:
 @pytest.fixture(params=["fake"])
 def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
     """Return the hypervisor under test, with nothing running."""
-    hot = Path(os.environ["LIVECLONE_HOT"]) / f"contract-{secrets.token_hex(4)}"
+    hot = Path(os.environ["LIVECLONE_HOT"]).with_name(f"contract-{secrets.token_hex(4)}")
     hot.mkdir()
     lab = FakeLab(tmp_path / "lab", hot)
     lab.home.mkdir()

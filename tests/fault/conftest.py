@@ -21,7 +21,7 @@ __all__ = ["images"]
 @pytest.fixture(scope="session")
 def lab(images: dict[str, Image]) -> Iterator[Lab]:
     home = Path(os.environ["LIVECLONE_HOME"]).with_name("fault")
-    hot = Path(os.environ["LIVECLONE_HOT"]) / "fault"
+    hot = Path(os.environ["LIVECLONE_HOT"]).with_name("fault")
     lab = Lab(home, hot, images)
     yield lab
     lab.close()

@@ -47,7 +47,7 @@ class Child:
 @pytest.fixture
 def ram(tmp_path: Path) -> Path:
     """Return a file of eight sparse megabytes on tmpfs, as guest RAM is."""
-    path = Path(os.environ["LIVECLONE_HOT"]) / f"{tmp_path.name}.ram"
+    path = Path(os.environ["LIVECLONE_HOT"]).with_name(f"{tmp_path.name}.ram")
     with path.open("wb") as file:
         file.truncate(SIZE)
     return path

@@ -17,7 +17,7 @@ import os, pathlib, subprocess
 
 def test_that_leaves_things_behind():
     subprocess.Popen(["sleep", "600"], start_new_session=True).returncode = 0
-    pathlib.Path(os.environ["LIVECLONE_HOT"], "memory").touch()
+    pathlib.Path(os.environ["LIVECLONE_HOT"]).with_name("memory").touch()
 """
 FAILS_WITH_A_LOG = """
 import os, pathlib

@@ -37,7 +37,7 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hot = Path(os.environ["LIVECLONE_HOT"]) / f"cli-{secrets.token_hex(4)}"
+        self.hot = Path(os.environ["LIVECLONE_HOT"]).with_name(f"cli-{secrets.token_hex(4)}")
         self.environment = os.environ | {
             "PYTHONPATH": str(SOURCE),
             "LIVECLONE_HOME": str(folder),

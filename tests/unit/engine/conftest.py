@@ -36,7 +36,7 @@ def keys() -> None:
 @pytest.fixture
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
     """Return an empty home with an image."""
-    hot = Path(os.environ["LIVECLONE_HOT"]) / f"engine-{secrets.token_hex(4)}"
+    hot = Path(os.environ["LIVECLONE_HOT"]).with_name(f"engine-{secrets.token_hex(4)}")
     if "sealing" not in request.fixturenames:
         monkeypatch.setattr(seal, "start", seal.start)  # put back afterwards
         without_sealing()

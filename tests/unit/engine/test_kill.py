@@ -102,7 +102,7 @@ class Cases:
         if operation in self._free:
             return self._free.pop(operation)
         home = self._folders.mktemp(operation)
-        hot = Path(os.environ["LIVECLONE_HOT"]) / home.name
+        hot = Path(os.environ["LIVECLONE_HOT"]).with_name(home.name)
         return Case(World(home, hot), self._children, operation)
 
     def give_back(self, case: Case) -> None:

@@ -69,8 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(DEV / "cache" / "hypothesis")
     config.option.basetemp = config.option.basetemp or str(run / "tmp")
     shutil.rmtree(DEV / "log" / "failed", ignore_errors=True)
-    # To be terminated is to be interrupted: fixtures are torn down.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # To be terminated is to be interrupted: fixtures are torn down. And a shell lets what it runs in the background
+    # ignore Ctrl-C, which tests of it would inherit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -129,7 +129,13 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         work.items = await identify.observe(agent, work.key, work.id)
         work.mark("prepare")
         trace.at("snapshot.prepared")
-    undo.push_async_callback(_undo_prepare, ctx, handle, machine, work.key, work.id)
+        undo.push_async_callback(_undo_prepare, ctx, handle, machine, work.key, work.id)
+        # Still connected when the state is saved: in a clone the agent's port is connected from the start.
+        return await _capture(work, handle, undo)
+
+
+async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured:
+    ctx, machine, journal = work.ctx, work.machine, work.journal
 
     async def unplug() -> None:
         journal.note("unplug")

@@ -21,6 +21,7 @@ from .errors import CallError, CannotChange, log_exception
 from .hooks import check_hooks, run_hooks
 from .items import Item
 from .kernel import Kernel
+from .priority import Others
 from .request import Request, elapsed_ms
 from .workers import Workers
 
@@ -51,6 +52,7 @@ class Lifecycle:
         self._workers = workers
         self._on_identify = on_identify
         self.settled = threading.Event()  # the machine has its network: what is left may take processor time
+        self._others = Others(root)
         self._turn = threading.Lock()
         self._holder = ""
         self._last: dict[str, Any] = {}  # the latest identify or resume: its key and its result
@@ -79,8 +81,11 @@ class Lifecycle:
             return {"items": [_observe(ctx, item) for item in self.items], "hooks": hooks}
 
     def identify(self, request: Request) -> dict[str, Any]:
-        """Give this machine, a clone, an identity of its own."""
-        return self._renew(request, "identify", "cloned", self.items)
+        """Give this machine, a clone, an identity of its own.
+
+        Until it has its network, or would have had it by now, the other programs of the guest wait.
+        """
+        return self._renew(request, "identify", "cloned", [item for item in self.items if item.resettable])
 
     def resume(self, request: Request) -> dict[str, Any]:
         """Give this machine, the source, a new generation and fresh randomness."""
@@ -89,6 +94,7 @@ class Lifecycle:
     def warm(self, request: Request) -> None:
         """Touch what a reset will need. A failure here is no failure of the call."""
         ctx = self._context(request)
+        self._others.look()
         for item in self.items:
             with ctx.request.step(f"warming item {item.name}"):
                 try:
@@ -105,24 +111,33 @@ class Lifecycle:
                 return dict(self._last["result"])
             self.settled.clear()
             if call == "identify":
+                self._others.put_last()
                 self._on_identify()
-            reports = self._reset_all(ctx, [item for item in items if item.order == 0])
-            generation.store(self._root, ctx.generation)
-            reports += self._reset_all(ctx, [item for item in items if item.order > 0])
-            # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
-            # what its disk says: its source's identity.
-            request.later += [lambda: files.sync(ctx.touched), self._settle, *ctx.later]
-            result = {
-                "items": reports,
-                "hooks": run_hooks(ctx, event),
-                "generation": ctx.generation,
-                "took_ms": elapsed_ms(request.read_at_ns),
-            }
+            try:
+                result = self._reset(ctx, items, event)
+            except BaseException:
+                self._others.put_back()
+                raise
             self._last = {"asked": asked, "result": result}
             return result
 
+    def _reset(self, ctx: Context, items: list[Item], event: str) -> dict[str, Any]:
+        reports = self._reset_all(ctx, [item for item in items if item.order == 0])
+        generation.store(self._root, ctx.generation)
+        reports += self._reset_all(ctx, [item for item in items if item.order > 0])
+        # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
+        # what its disk says: its source's identity.
+        ctx.request.later += [lambda: files.sync(ctx.touched), self._settle, *ctx.later]
+        return {
+            "items": reports,
+            "hooks": run_hooks(ctx, event),
+            "generation": ctx.generation,
+            "took_ms": elapsed_ms(ctx.request.read_at_ns),
+        }
+
     def _settle(self) -> None:
         self.settled.wait(_SETTLE_S)
+        self._others.put_back()
 
     def _reset_all(self, ctx: Context, items: list[Item]) -> list[Report]:
         """Reset by rising order; within one, what is slow goes to threads of its own while the rest is done here."""

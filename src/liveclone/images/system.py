@@ -21,6 +21,12 @@ CMDLINE = (
     # Without BPF as a security module systemd does not load a program into it (0.5 s, used by RestrictFileSystems= only);
     # TOMOYO, SELinux, SMACK and IPE have no policy here. The rest is Debian's list.
     "lsm=landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor",
+    # One group for all: otherwise each service is a group of its own with an equal share, and whoever is put last is the
+    # last of its group only (guest/priority.py).
+    "noautogroup",
+    # A machine has the cards that we plug, so the kernel's own names (eth0, eth1) are as predictable as any, and udev
+    # does not rename a card that a clone has just been given.
+    "net.ifnames=0",
 )
 
 # Services without a purpose in such a guest.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,9 +32,10 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
-    for reports in (host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]):
+    found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
+    for reports, count in zip(found, (6, 5), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
-        assert len(values) == 6
+        assert len(values) == count
 
 
 def test_observe_changes_nothing(host: Host, root: Path, kernel: RecordingKernel) -> None:
@@ -70,7 +73,6 @@ def test_identify_makes_another_machine(
         "hostname": "changed",
         "machine_id": "changed",
         "clock": "configured",
-        "network": "absent",
         "ssh_host_keys": "absent",
     }
     for name in ("hostname", "machine_id"):
@@ -115,27 +117,83 @@ def test_identify_asked_again_changes_nothing(
     assert (root / "etc/machine-id").read_text() != text
 
 
+class Patient(Item):
+    """Has something left to do when all is over."""
+
+    name: ClassVar[str] = "patient"
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+    def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+        return b"x", {}
+
+    def reset(self, ctx: Context) -> dict[str, str]:
+        ctx.later.append(self.done.set)
+        return {}
+
+
 def test_what_takes_time_waits_for_the_network(agent: Agent, host: Host, identity: dict[str, Any]) -> None:
-    order = []
-    done = threading.Event()
-
-    class Patient(Item):
-        name: ClassVar[str] = "patient"
-
-        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
-            return b"x", {}
-
-        def reset(self, ctx: Context) -> dict[str, str]:
-            ctx.later += [lambda: order.append("later"), done.set]
-            return {}
-
-    agent.lifecycle.items.append(Patient())
+    patient = Patient()
+    agent.lifecycle.items.append(patient)
     host.call("identify", **identity)
-    assert not done.wait(0.1)
-    order.append("network")
+    assert not patient.done.wait(0.1)
     host.call("network", nics=[])
-    assert done.wait(2)
-    assert order == ["network", "later"]
+    assert patient.done.wait(2)
+
+
+class Other:
+    """Another program of the guest: a process of this machine that is entered in the guest's /proc."""
+
+    def __init__(self, root: Path, pid: int) -> None:
+        self.pid = pid
+        entry = root / "proc" / str(pid)
+        entry.mkdir(parents=True)
+        shutil.copy(f"/proc/{pid}/stat", entry / "stat")
+
+    def waits(self) -> bool:
+        return os.sched_getscheduler(self.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_IDLE
+
+
+@pytest.fixture
+def other(root: Path, needs: Any) -> Iterator[Other]:
+    needs(root=True)
+    with subprocess.Popen(["sleep", "600"]) as child:
+        yield Other(root, child.pid)
+        child.kill()
+
+
+def test_other_programs_wait_until_the_clone_has_its_network(
+    agent: Agent, host: Host, identity: dict[str, Any], other: Other
+) -> None:
+    patient = Patient()
+    agent.lifecycle.items.append(patient)
+    host.call("prepare", key=KEY)
+    assert not other.waits()
+    host.call("identify", **identity)
+    assert other.waits()
+    host.call("network", nics=[])
+    assert patient.done.wait(2)
+    assert os.sched_getscheduler(other.pid) == os.SCHED_OTHER
+    host.call("identify", **identity)  # a lost reply is asked for again
+    assert os.sched_getscheduler(other.pid) == os.SCHED_OTHER
+
+
+def test_other_programs_go_on_when_a_clone_cannot_become_itself(
+    agent: Agent, host: Host, root: Path, identity: dict[str, Any], other: Other
+) -> None:
+    host.call("prepare", key=KEY)
+    (root / "run").mkdir(exist_ok=True)
+    (root / "run/liveclone").write_text("a file where a folder should be")
+    with pytest.raises(Refusal):
+        host.call("identify", **identity)
+    assert not other.waits()
+
+
+def test_resume_lets_the_sources_programs_run(host: Host, identity: dict[str, Any], other: Other) -> None:
+    host.call("prepare", key=KEY)
+    host.call("resume", **identity)
+    assert not other.waits()
 
 
 def test_resume_touches_random_state_and_clock_alone(

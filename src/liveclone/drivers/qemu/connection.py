@@ -16,6 +16,8 @@ from ..base import Captured, CapturePlan
 from . import argv, launch
 from .session import Session
 
+AGENT = "agent"
+
 # QEMU's RunState (qapi/run-state.json) in our words.
 STATES = {
     "running": MachineState.RUNNING,
@@ -48,6 +50,7 @@ class Connection(ABC):
         self.hardware = hardware
         self.process = process_ref
         self.session = session
+        self._early: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     def successor(self, process_ref: ProcessRef, session: Session) -> Self:
         """Return the same machine in another process."""
@@ -108,7 +111,18 @@ class Connection(ABC):
         """See `drivers.base.Handle`."""
 
     async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if port == AGENT and self._early is not None:
+            early, self._early = self._early, None
+            return early
         return await connect_port(self.name, self.folder, port)
+
+    async def connect_early(self, run: Path) -> None:
+        """Connect to the agent port of a process that waits for its device state; `agent` returns that connection.
+
+        A port that was connected when the state was saved, and is when it is loaded, stays so for the guest. Else its
+        kernel has to hear of the new connection first, and drops what the agent answers before.
+        """
+        self._early = await unix_socket.open_connection(run / AGENT)
 
     async def power_down(self, deadline_s: float) -> None:
         await self.session.call("system_powerdown")
@@ -127,6 +141,9 @@ class Connection(ABC):
         launch.clear(self.folder)
 
     async def close(self) -> None:
+        if self._early is not None:
+            self._early[1].close()
+            self._early = None
         await self.session.close()
 
     async def _free_slot(self) -> int:

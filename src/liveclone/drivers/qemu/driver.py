@@ -58,6 +58,7 @@ class QemuDriver:
             undo.push_async_callback(handle.kill)
             undo.push_async_callback(handle.close)
             trace.at("clone.started")
+            await handle.connect_early(plan.folder / launch.CURRENT)
             await migration.set_abilities(
                 handle.session, *(["x-ignore-shared"] if plan.ignore_shared else [])
             )

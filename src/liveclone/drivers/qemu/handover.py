@@ -60,6 +60,8 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         plan.note("successor", successor=new.process, run=new.run.name)
         trace.at("handover.successor")
         successor = old.successor(new.process, new.session)
+        undo.push_async_callback(successor.close)
+        await successor.connect_early(new.run)
         await migration.set_abilities(old.session, CAPABILITY)
         await migration.set_abilities(new.session, CAPABILITY)
         # What the guest has written and not flushed would be flushed inside the pause; do most of it before.

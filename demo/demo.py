@@ -309,13 +309,17 @@ async def main(arguments: argparse.Namespace) -> int:
         ctx.images = ImageLibrary(Path(cache) / "images")
     try:
         outcome = await show(ctx, arguments.clones, say)
-    finally:
         if temporary:
             await asyncio.shield(clean_up(ctx))
-    if temporary:
-        outcome.left_behind = find_left_behind(ctx)
-        shutil.rmtree(temporary)
-        shutil.rmtree(ctx.layout.hot, ignore_errors=True)
+            outcome.left_behind = find_left_behind(ctx)
+    except BaseException:
+        if temporary:
+            await asyncio.shield(clean_up(ctx))
+        raise
+    finally:
+        if temporary:
+            shutil.rmtree(temporary)
+            shutil.rmtree(ctx.layout.hot, ignore_errors=True)
     check(outcome)
     if arguments.json:
         print(json.dumps(asdict(outcome), indent=2))

@@ -67,8 +67,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LIVECLONE_HOME"] = str(run / "home")
     os.environ["LIVECLONE_HOT"] = str(hot / "home")
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(DEV / "cache" / "hypothesis")
-    config.option.basetemp = config.option.basetemp or str(run / "tmp")
-    shutil.rmtree(DEV / "log" / "failed", ignore_errors=True)
+    if hasattr(config, "workerinput"):  # one of several processes (xdist), each with folders of its own
+        config.option.basetemp = str(run / "tmp")
+    else:
+        config.option.basetemp = config.option.basetemp or str(run / "tmp")
+        shutil.rmtree(DEV / "log" / "failed", ignore_errors=True)
     # To be terminated is to be interrupted: fixtures are torn down. And a shell lets what it runs in the background
     # ignore Ctrl-C, which tests of it would inherit.
     for number in (signal.SIGTERM, signal.SIGINT):

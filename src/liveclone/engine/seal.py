@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     """Seal, as a process of its own."""
     home, hot, snapshot_id = arguments
     settings = replace(read_settings(), home=Path(home), hot=Path(hot))
-    os.nice(10)  # clones that start meanwhile come first
+    process.give_way()  # clones that start meanwhile come first
     try:
         seal(open_context(settings), snapshot_id)
     except Conflict:

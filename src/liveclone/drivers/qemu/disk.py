@@ -7,10 +7,32 @@ import os
 import secrets
 from pathlib import Path
 
+from ...errors import LivecloneError
+from ...formats import qcow2
 from . import argv
 from .session import Session
 
 COMMIT_DEADLINE_S = 300.0
+
+
+def read_chain(top: Path) -> list[tuple[Path, str]]:
+    """Return the layers of a disk with their formats, from `top` down, as the headers name them.
+
+    It ends above a layer that is no plain file of a named format: that is QEMU's to find. An unreadable header ends it
+    too, and QEMU says what is wrong.
+    """
+    chain = [(top, "qcow2")]
+    while chain[-1][1] == "qcow2":
+        path = chain[-1][0]
+        try:
+            with path.open("rb") as file:
+                header = qcow2.parse_header(file.read(qcow2.HEADER_BYTES))
+        except (OSError, LivecloneError):
+            break
+        if header.backing_format not in ("qcow2", "raw") or ":" in header.backing.partition("/")[0]:
+            break
+        chain.append((path.parent / header.backing, header.backing_format))
+    return chain
 
 
 async def sync(path: Path) -> None:
@@ -29,7 +51,7 @@ async def sync(path: Path) -> None:
 async def add_layer(session: Session, path: Path) -> str:
     """Open the empty overlay at `path`, not yet in use, so that `freeze` needs one command; return its node name."""
     node = f"layer-{secrets.token_hex(4)}"
-    await session.call("blockdev-add", **argv.disk_node(path, node), backing=None)
+    await session.call("blockdev-add", **argv.disk_node([(path, "qcow2")], node), backing=None)
     return node
 
 

@@ -24,6 +24,7 @@ from ...errors import HypervisorError, Interrupted, LivecloneError
 from ...host import files, process, unix_socket
 from ...model.machine import Boot, Hardware, Memory, MemorySource, ProcessRef
 from . import argv
+from .disk import read_chain
 from .session import Session, last_words, open_session
 
 CURRENT = "run"
@@ -78,7 +79,7 @@ async def launch(
                 name=name,
                 hardware=hardware,
                 boot=boot,
-                disk=disk,
+                disk=read_chain(disk),
                 ram=Path(memory.path),
                 ram_shared=memory.source is MemorySource.SHARED_HOT,
                 read_only_ram=read_only_ram,

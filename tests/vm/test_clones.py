@@ -235,6 +235,13 @@ def test_sshd_serves_the_new_keys(lab: Lab, family: Family, story: Story, source
         assert {told["ed25519"], told["ecdsa"]} == served[ip]
 
 
+def test_other_programs_do_not_wait_any_more(lab: Lab, family: Family) -> None:
+    """While the clone became itself they were last (SCHED_IDLE); udev's workers of that time end by themselves."""
+    for machine in family.machines:
+        last = lab.shell(machine, """ps -eLo cls=,comm= | awk '$1 == "IDL" { print $2 }'""")
+        assert set(last.split()) <= {"(udev-worker)"}
+
+
 def test_clocks_are_right(lab: Lab, family: Family) -> None:
     """The snapshot was taken seconds ago: a clock that went on from there would show it."""
     for machine in family.machines:

@@ -1,0 +1,89 @@
+"""The driver's side of a QMP connection, against a socket that answers as QEMU does at rare moments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liveclone.drivers.qemu.handle import QemuHandle
+from liveclone.drivers.qemu.session import open_session
+from liveclone.errors import HypervisorError
+from liveclone.host import process, unix_socket
+from liveclone.model.machine import Hardware
+from liveclone.units import MIB
+
+GREETING = {
+    "QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}
+}
+
+
+class Monitor:
+    """Answers QMP: each command with the next of its answers, the last one again and again."""
+
+    def __init__(self, **answers: list[dict[str, Any]]) -> None:
+        self.answers = {name.replace("_", "-"): found for name, found in answers.items()}
+        self.asked: list[str] = []
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer one client until it goes."""
+        client, _ = await asyncio.get_running_loop().sock_accept(listening)
+        reader, writer = await asyncio.open_connection(sock=client)
+        await self._say(writer, GREETING)
+        while data := await reader.read(65536):  # one command at a time, and no end of line behind it
+            question = json.loads(data)
+            self.asked.append(question["execute"])
+            answers = self.answers.get(question["execute"], [{"return": {}}])
+            echo = {"id": question["id"]} if "id" in question else {}  # the first command has none
+            await self._say(writer, echo | (answers.pop(0) if answers[1:] else answers[0]))
+        writer.close()
+        await writer.wait_closed()
+
+    @staticmethod
+    async def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+        writer.write(json.dumps(message).encode() + b"\r\n")
+        await writer.drain()
+
+
+async def resume(monitor: Monitor, folder: Path) -> None:
+    """Connect to `monitor` as to a machine's QEMU and let the machine run."""
+    with unix_socket.listen(folder / "qmp") as listening:
+        listening.setblocking(False)
+        serving = asyncio.create_task(monitor.serve(listening))
+        session = await open_session("web", folder / "qmp", folder / "qemu.log")
+        try:
+            await QemuHandle("web", folder, Hardware(ram_bytes=128 * MIB), process.ref(1), session).resume()
+        finally:
+            await session.close()
+            await serving
+
+
+def status(word: str) -> dict[str, Any]:
+    return {"return": {"status": word, "running": word == "running"}}
+
+
+def refusal(words: str) -> dict[str, Any]:
+    return {"error": {"class": "GenericError", "desc": words}}
+
+
+def test_a_machine_whose_migration_is_just_over_runs_again(tmp_path: Path) -> None:
+    monitor = Monitor(
+        cont=[refusal("Migration is not finalized yet"), {"return": {}}],
+        query_status=[status("finish-migrate"), status("finish-migrate"), status("postmigrate")],
+    )
+    asyncio.run(resume(monitor, tmp_path))
+    asked = monitor.asked[monitor.asked.index("cont") :]
+    assert asked == ["cont", "query-status", "query-status", "query-status", "cont"]
+
+
+def test_a_machine_that_may_not_run_is_an_error_with_qemus_words(tmp_path: Path) -> None:
+    monitor = Monitor(
+        cont=[refusal("Resetting the Virtual Machine is required")], query_status=[status("shutdown")]
+    )
+    with pytest.raises(HypervisorError) as caught:
+        asyncio.run(resume(monitor, tmp_path))
+    assert "Resetting" in caught.value.seen

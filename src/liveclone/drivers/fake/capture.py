@@ -40,6 +40,9 @@ async def by_handover(old: FakeConnection, plan: CapturePlan) -> Captured:
         plan.note("pausing")
         trace.at("handover.pausing")
         undo.push_async_callback(_resume_shielded, old)
+        undo.push_async_callback(
+            process.end, new.process
+        )  # before that: once it has the state it has the disk
         paused = await old.wire.call("pause")
         trace.at("handover.paused")
         await old.wire.call("save", plan.deadline_s, device_state=plan.device_state)

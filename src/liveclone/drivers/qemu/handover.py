@@ -8,7 +8,7 @@
 
 The new process is started and waiting before the pause begins. Its disk is `next_disk`, an overlay on the layer that
 the old one wrote last; both never write at once, since the old one gave up its images when its state was saved.
-Undo before the point of no return: kill the new one, resume the old one.
+Undo before the point of no return: kill the new one, then resume the old one.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         plan.note("pausing")
         trace.at("handover.pausing")
         undo.push_async_callback(_resume_old, old)
+        # Before that: whether it runs may be unknown (a lost answer), and while it does the disk is its own.
+        undo.push_async_callback(process.end, new.process)
         clock = time.monotonic()
         await old.pause()
         done("stop")

@@ -7,14 +7,16 @@ end. A subclass says how its hypervisor's guest is looked into.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ from liveclone.drivers.fake.driver import FakeDriver
 from liveclone.drivers.fake.guest import is_consistent
 from liveclone.drivers.fake.handle import FakeHandle
 from liveclone.drivers.qemu.driver import QemuDriver
+from liveclone.engine import agent as agents
 from liveclone.errors import NotFound
 from liveclone.formats import qcow2
-from liveclone.host import process
+from liveclone.host import files, process
 from liveclone.model.base import now
 from liveclone.model.identity import Generation
+from liveclone.model.image import Image
 from liveclone.model.machine import Boot, Hardware, Machine, Memory, MemorySource
 from liveclone.model.network import NetworkKind, Nic
 from liveclone.model.snapshot import CaptureMethod
@@ -70,6 +74,7 @@ class Lab:
     """One test's hypervisor; see the module."""
 
     name = ""
+    obeys_power_button = True  # its guest shuts down when it is asked to
 
     def __init__(self, home: Path, hot: Path) -> None:
         self.home, self.hot = home, hot
@@ -96,6 +101,14 @@ class Lab:
 
     async def read(self, subject: Subject, name: str) -> str | None:
         """Return the text of a file of the guest, None where there is none."""
+        raise NotImplementedError
+
+    async def go_ahead(self, subject: Subject) -> None:
+        """Let the guest count so far that a clone of an earlier instant cannot have counted as far when `wake` returns."""
+        raise NotImplementedError
+
+    async def wake(self, clone: Subject) -> int:
+        """Let a clone run; return how far it had counted when it was captured, or soon afterwards."""
         raise NotImplementedError
 
     # What is the same for all
@@ -236,6 +249,14 @@ class FakeLab(Lab):
         seen = await _fake(subject).look()
         return int(seen["tick"] * len(seen["pages"]) + seen["page"])
 
+    async def go_ahead(self, subject: Subject) -> None:
+        await self.runs_on(subject)
+
+    async def wake(self, clone: Subject) -> int:
+        count = await self.count(clone)  # this hypervisor looks into a guest that stands still
+        await clone.handle.resume()
+        return count
+
     async def check(self, subject: Subject) -> None:
         seen = await _fake(subject).look()
         assert is_consistent(seen), seen
@@ -247,6 +268,124 @@ class FakeLab(Lab):
         return await _fake(subject).read(f"/srv/{name}")
 
 
+class QemuLab(Lab):
+    """QEMU with a small Debian. It boots once a session (`make_seed`); each test goes on with a copy of that machine.
+
+    The copy's RAM is a file of its own, mapped shared, so it is to the driver what a machine from cold is.
+    """
+
+    name = "qemu"
+    obeys_power_button = False  # the light guest has no systemd
+
+    def __init__(self, home: Path, hot: Path, seed: Shot) -> None:
+        super().__init__(home, hot)
+        self.seed = seed
+
+    async def boot(self, name: str = "source") -> Subject:
+        folder = self.machine_folder(name)
+        disk = folder / "disk.qcow2"
+        make_overlay(disk, self.seed.plan.frozen_disk)
+        memory = Memory(path=str(self.hot / f"{name}.ram"), source=MemorySource.SHARED_HOT)
+        files.copy_sparse(self.seed.plan.memory, Path(memory.path))
+        plan = replace(self.restore_plan(self.seed, name, folder, disk), memory=memory)
+        handle = await self.driver.restore(plan)
+        await handle.resume()
+        machine = make_machine(self.name, name, self.seed.hardware, disk, memory)
+        return self.add(machine.replace(boot=self.seed.plan.machine.boot), folder, handle)
+
+    async def count(self, subject: Subject) -> int:
+        count, verdict = (await run_in_guest(subject, "cat /run/count")).split()
+        assert verdict == "whole"
+        return int(count)
+
+    async def go_ahead(self, subject: Subject) -> None:
+        enough = await self.count(subject) + 400  # more than a second; `wake` takes a fraction of one
+        await self.wait_until(subject, lambda count: count > enough)
+
+    async def wake(self, clone: Subject) -> int:
+        await clone.handle.resume()
+        return await self.count(clone)
+
+    async def check(self, subject: Subject) -> None:
+        await self.count(subject)
+
+    async def write(self, subject: Subject, name: str, text: str) -> None:
+        await run_in_guest(subject, f"printf %s {shlex.quote(text)} >/root/{name}; sync")
+
+    async def read(self, subject: Subject, name: str) -> str | None:
+        return await run_in_guest(subject, "echo 3 >/proc/sys/vm/drop_caches; cat /root/" + name)
+
+
+# Counts in 64 pages of memory, and looks whether all of them hold what it wrote a round ago.
+COUNTER = """
+import mmap, os, time
+pages = range(0, 64 * 4096, 4096)
+memory = mmap.mmap(-1, 64 * 4096)
+told = os.open("/run/count", os.O_WRONLY | os.O_CREAT)
+count = 0
+while True:
+    whole = {memory[page : page + 8] for page in pages} == {count.to_bytes(8, "big")}
+    count += 1
+    for page in pages:
+        memory[page : page + 8] = count.to_bytes(8, "big")
+    os.pwrite(told, b"%012d %s\\n" % (count, b"whole" if whole else b"torn!"), 0)
+    if not whole:
+        break
+    time.sleep(0.002)
+"""
+
+
+async def make_seed(home: Path, hot: Path, image: Image) -> Shot:
+    """Boot a machine, let its guest count, and capture it; the machine ends, its capture stays in these folders."""
+    lab = QemuLab(home, hot, None)  # type: ignore[arg-type]
+    folder = lab.machine_folder("seed")
+    disk = folder / "disk.qcow2"
+    make_overlay(disk, Path(image.disk), image.disk_bytes)
+    memory = Memory(path=str(hot / "seed.ram"), source=MemorySource.SHARED_HOT)
+    handle = await lab.driver.boot(
+        BootPlan(
+            machine_id="0" * 12,
+            name="seed",
+            folder=folder,
+            hardware=Hardware(ram_bytes=192 * MIB),
+            boot=image.boot,
+            disk=disk,
+            memory=memory,
+        )
+    )
+    try:
+        machine = make_machine("qemu", "seed", handle.hardware, disk, memory)
+        subject = lab.add(machine.replace(boot=image.boot), folder, handle)
+        async with agents.connect(handle, "seed") as agent:
+            await agent.call("ping", deadline_s=180.0)
+        program = base64.b64encode(COUNTER.encode()).decode()
+        line = f"python3 -I -S -c \"import base64; exec(base64.b64decode('{program}'))\""
+        await run_in_guest(
+            subject, f"setsid {line} </dev/null >/dev/null 2>&1 & until cat /run/count; do sleep 0.1; done"
+        )
+        return await lab.capture(subject, CaptureMethod.STREAM)
+    finally:
+        await subject.handle.close()
+        await subject.handle.kill()
+        Path(memory.path).unlink()
+
+
+async def run_in_guest(subject: Subject, script: str) -> str:
+    """Run a script in the guest through its agent and return what it wrote."""
+    output = b""
+    async with agents.connect(subject.handle, subject.machine.name, "exec") as agent:
+        job = (await agent.call("exec_start", {"argv": ["sh", "-c", script]}, deadline_s=PATIENCE_S))["job"]
+        code = None
+        while code is None:
+            args = {"job": job, "stdout_from": len(output), "wait_s": PATIENCE_S / 2}
+            answer = await agent.call("exec_io", args, deadline_s=PATIENCE_S)
+            output += base64.b64decode(answer["stdout"]["data"])
+            code = answer["exit_code"]
+        await agent.call("exec_close", {"job": job}, deadline_s=PATIENCE_S)
+    assert code == 0, f"{script!r} ended with {code}"
+    return output.decode()
+
+
 def _fake(subject: Subject) -> FakeHandle:
     assert isinstance(subject.handle, FakeHandle)
     return subject.handle
@@ -256,8 +395,13 @@ def make_driver(name: str, home: Path) -> Driver:
     return FakeDriver(home / "fake") if name == "fake" else QemuDriver()
 
 
-def make_overlay(path: Path, backing: Path) -> None:
-    path.write_bytes(qcow2.render_overlay(str(backing), "qcow2", DISK_BYTES))
+def make_overlay(path: Path, backing: Path, size_bytes: int = 0) -> None:
+    """Write an empty layer, of the size of the one below unless it is given."""
+    if not size_bytes:
+        with backing.open("rb") as file:
+            head = file.read(qcow2.HEADER_BYTES)
+        size_bytes = qcow2.parse_header(head).size_bytes if head else DISK_BYTES
+    path.write_bytes(qcow2.render_overlay(str(backing), "qcow2", size_bytes))
 
 
 def make_machine(driver: str, name: str, hardware: Hardware, disk: Path, memory: Memory) -> Machine:
@@ -278,7 +422,9 @@ def make_machine(driver: str, name: str, hardware: Hardware, disk: Path, memory:
 
 
 def make_nic(id: str = "nic0", mac: str = "02:00:00:00:00:01") -> Nic:
-    return Nic(id=id, kind=NetworkKind.USER, mac=mac, address="10.213.0.7/16", gateway="10.213.0.1")
+    return Nic(
+        id=id, kind=NetworkKind.USER, mac=mac, address="10.213.0.7/16", gateway="10.213.0.1", dns="10.213.0.3"
+    )
 
 
 def capture_in_child(driver: str, home: str, machine: Any, plan: dict[str, str], notes: str) -> None:

@@ -130,11 +130,18 @@ async def test_a_machine_whose_process_died_is_noticed_at_once(lab: Lab) -> None
     assert caught.value.code == "not-running"
 
 
-async def test_the_power_button_ends_the_process(lab: Lab) -> None:
+async def test_the_power_button_ends_the_process_or_is_told_to_be_ignored(lab: Lab) -> None:
     subject = await lab.boot()
     await lab.write(subject, "kept", "over a shutdown")
-    await subject.handle.power_down(60.0)
-    assert lab.processes() == []
+    if lab.obeys_power_button:
+        await subject.handle.power_down(60.0)
+        assert lab.processes() == []
+        return
+    with pytest.raises(TimedOut) as caught:
+        await subject.handle.power_down(0.5)
+    assert caught.value.code == "still-running"
+    assert lab.processes() == [subject.pid]
+    await lab.runs_on(subject)
 
 
 async def test_a_failed_boot_leaves_no_process_and_no_ram(lab: Lab) -> None:
@@ -243,10 +250,14 @@ async def test_ports_are_published_as_long_as_the_nic_is_there(lab: Lab) -> None
 
 async def test_a_nic_that_cannot_be_plugged_leaves_nothing(lab: Lab) -> None:
     subject = await lab.boot()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = (Port(host_port=taken.getsockname()[1], guest_port=80),)
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as taken:
+        numbers = [server.getsockname()[1] for server in (free, taken)]
+        free.close()
+        ports = tuple(Port(host_port=number, guest_port=80) for number in numbers)
         with pytest.raises(HypervisorError):
             await subject.handle.plug(make_nic(), ports, None)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", numbers[0]), timeout=10)
     assert await subject.handle.nics() == ()
     await subject.handle.plug(make_nic(), (), None)
     assert await subject.handle.nics() == ("nic0",)
@@ -280,15 +291,15 @@ async def test_a_capture_is_of_one_instant_and_the_source_goes_on(lab: Lab, meth
     await lab.runs_on(subject)
     await lab.check(subject)
     await lab.write(subject, "note", "later")
+    await lab.go_ahead(subject)
     later = await lab.count(subject)
     parts = shot.digests()
 
     clone = await lab.restore(shot, "clone")
     assert await clone.handle.state() is MachineState.PAUSED
     assert await clone.handle.nics() == ()
-    await clone.handle.resume()
+    assert before <= await lab.wake(clone) < later
     await lab.check(clone)
-    assert before <= await lab.count(clone) < later
     assert await lab.read(clone, "note") == "as captured"
     await lab.runs_on(clone)
     await lab.check(clone)
@@ -360,7 +371,8 @@ async def test_the_nics_go_before_the_pause(lab: Lab, method: CaptureMethod) -> 
 async def test_a_damaged_device_state_starts_nothing(lab: Lab) -> None:
     subject = await lab.boot()
     shot = await lab.capture(subject, STREAM)
-    shot.plan.device_state.write_bytes(shot.plan.device_state.read_bytes()[:-40])
+    whole = shot.plan.device_state.read_bytes()
+    shot.plan.device_state.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LivecloneError):
         await lab.restore(shot, "clone")
     assert lab.processes() == [subject.pid]
@@ -405,6 +417,30 @@ async def test_a_failed_capture_leaves_the_source_as_it_was(lab: Lab, method: Ca
         for nic in await subject.handle.nics():
             await subject.handle.unplug(nic, 30.0)
         await lab.runs_on(subject)
+    await _is_whole(lab, subject, method)
+
+
+@every_method
+async def test_a_step_that_cannot_be_noted_ends_the_capture_without_harm(
+    lab: Lab, method: CaptureMethod
+) -> None:
+    """The disk on which the journal is may be full at any step, also when the successor has the state already."""
+    subject = await lab.boot()
+    pid = subject.pid
+    passed: list[str] = []
+    await lab.capture(await lab.boot("other"), method, note=lambda step, **facts: passed.append(step))
+    # Past its point of no return a capture can only go on: what follows "committing" is not for notes to stop.
+    for failing in [step for step in passed if step != "retired"]:
+
+        def note(step: str, failing: str = failing, **facts: Any) -> None:
+            if step == failing:
+                raise StoreError("no space left on device", code="disk-full")
+
+        with pytest.raises(StoreError):
+            await lab.capture(subject, method, note=note)
+        assert await subject.handle.state() is MachineState.RUNNING, failing
+        await lab.runs_on(subject)
+        assert pid in lab.processes() and len(lab.processes()) == 2, failing
     await _is_whole(lab, subject, method)
 
 
@@ -468,6 +504,25 @@ async def test_a_capture_that_was_killed_is_settled(lab: Lab, children: Children
     await lab.runs_on(subject)
     await lab.check(subject)
     await _is_whole(lab, subject, BACKGROUND)
+
+
+async def test_of_a_killed_handover_whose_old_process_is_gone_the_new_one_goes_on(
+    lab: Lab, children: Children
+) -> None:
+    env = {"LIVECLONE_FAULT": "handover.loaded=kill"}
+    ended, subject, plan, facts = await _capture_in_child(lab, children, HANDOVER, env)
+    assert ended.signal == 9
+    await process.end(subject.handle.process)
+    found = await lab.driver.recover(subject.machine, subject.folder, facts)
+    assert found.on_next_disk
+    assert lab.processes() == [found.process.pid] != [subject.pid]
+    subject.machine = subject.machine.replace(
+        process=found.process, memory=found.memory, disk=str(plan.next_disk)
+    )
+    subject.handle = await lab.driver.open(subject.machine, subject.folder)
+    assert await subject.handle.state() is MachineState.RUNNING
+    await lab.runs_on(subject)
+    await lab.check(subject)
 
 
 async def test_a_killed_capture_of_a_machine_that_died_too_is_told(lab: Lab, children: Children) -> None:

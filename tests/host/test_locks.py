@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.errors import Conflict
+from liveclone.errors import Conflict, StoreError
 from liveclone.host import locks
 
 HOLDER = """
@@ -169,3 +169,10 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
     with locks.hold(tmp_path / "x", "one"), pytest.raises(Conflict), locks.hold(tmp_path / "x", "two"):
         pass
     assert count() == before
+
+
+def test_a_lock_that_cannot_be_opened_is_an_error_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError) as caught, locks.hold(tmp_path / "file" / "x", "one"):
+        pytest.fail("held")
+    assert caught.value.on == str(tmp_path / "file" / "x")

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from ..errors import Conflict
+from . import files
 
 
 @contextlib.contextmanager
@@ -27,6 +28,7 @@ def hold(path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
 
     Raises:
         Conflict: somebody else holds it (code "busy"); who, and what for, is in `seen`.
+        StoreError: the file cannot be opened (a read-only disk, another user's home).
     """
     with _opened(path) as fd:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -73,8 +75,11 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _open(path: Path) -> int:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise files.explain(error, "opening a lock", path) from error
 
 
 def _take(fd: int, kind: int) -> bool:

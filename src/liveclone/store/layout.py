@@ -21,6 +21,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..host import files
+
 MANIFEST = "manifest.json"
 OPERATION = "operation.json"
 
@@ -69,6 +71,17 @@ class Layout:
         return self.hot / f"{snapshot_id}.mem"
 
     def prepare(self) -> None:
-        """Make the folders that are missing, owner only."""
-        for folder in (self.machines, self.snapshots, self.network, self.home / "locks", self.hot):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folders that are missing, owner only.
+
+        Raises:
+            StoreError: one cannot be made; `next_step` names the setting that moves it. Those made before stay.
+        """
+        home = (self.machines, self.snapshots, self.network, self.home / "locks")
+        for setting, folder in (*(("LIVECLONE_HOME", path) for path in home), ("LIVECLONE_HOT", self.hot)):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                problem = files.explain(error, "making a folder", folder)
+                problem.source_state = "not touched"
+                problem.next_step = f"set {setting} to a folder that this user can write (liveclone doctor)"
+                raise problem from error

@@ -280,9 +280,12 @@ def test_a_setting_without_meaning(town: Home) -> None:
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, town: Home) -> None:
     (tmp_path / "file").touch()
-    ended = town.call("list", LIVECLONE_HOME=str(tmp_path / "file" / "home"))
-    assert ended.returncode != 0
-    assert b"Traceback" not in ended.stderr
+    ended = town.call("list", "--json", LIVECLONE_HOME=str(tmp_path / "file" / "home"))
+    assert ended.returncode == 10
+    fields = json.loads(ended.stderr)
+    assert fields["kind"] == "StoreError"
+    assert fields["on"].startswith(str(tmp_path / "file"))
+    assert "LIVECLONE_HOME" in fields["next_step"]
 
 
 def test_images(home: Home) -> None:

@@ -12,11 +12,14 @@ import fcntl
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...formats.migration_stream import Run, Splitter
 from ...host import files
 from . import argv
 from .session import Session
+
+if TYPE_CHECKING:
+    from ...formats.migration_stream import Run, Splitter
 
 _PIPE_BYTES = 1024 * 1024  # the most an unprivileged process may ask for (pipe(7))
 NAME = "capture"
@@ -25,8 +28,9 @@ NAME = "capture"
 class Intake:
     """One stream being taken in; use `open_intake`."""
 
-    def __init__(self, read_fd: int, memory: Path, device_state: Path) -> None:
+    def __init__(self, read_fd: int, splitter: Splitter, memory: Path, device_state: Path) -> None:
         self._read_fd = read_fd
+        self._splitter = splitter
         self._memory = memory
         self._device_state = device_state
         self._first = asyncio.Event()
@@ -64,7 +68,7 @@ class Intake:
             os.close(self._read_fd)
 
     def _take_in(self) -> None:
-        splitter = Splitter(argv.RAM)
+        splitter = self._splitter
         image = os.open(self._memory, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             sized = False
@@ -102,12 +106,20 @@ def _write(image: int, run: Run, seen: set[int]) -> None:
         done += os.pwrite(image, view[done:], run.offset + done)
 
 
+def _make_splitter() -> Splitter:
+    """Import numpy now: commands that capture nothing do without, and the pause must not wait for it (0.1 s)."""
+    from ...formats.migration_stream import Splitter
+
+    return Splitter(argv.RAM)
+
+
 @contextlib.asynccontextmanager
 async def open_intake(session: Session, memory: Path, device_state: Path) -> AsyncIterator[Intake]:
     """Lend QEMU the writing end of a pipe as `fd:capture` and take in what comes.
 
     On the way out by an error the thread has ended and both files are removed.
     """
+    splitter = await asyncio.to_thread(_make_splitter)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
@@ -118,7 +130,7 @@ async def open_intake(session: Session, memory: Path, device_state: Path) -> Asy
         raise
     finally:
         os.close(write_fd)
-    intake = Intake(read_fd, memory, device_state)
+    intake = Intake(read_fd, splitter, memory, device_state)
     try:
         yield intake
         await intake.finish()

@@ -70,9 +70,11 @@ def repair(
 
     async def work(ctx: Context) -> tuple[list[str], list[str]]:
         from ..engine import repair as repairs
+        from ..engine import seal
 
-        settled = await _settle(ctx, machine) if machine else await repairs.settle_all(ctx)
-        return settled, [] if machine else _seal_again(ctx)
+        if machine:
+            return await repairs.settle(ctx, machine), []
+        return await repairs.settle_all(ctx), [snapshot.name for snapshot in seal.start_again(ctx)]
 
     settled, sealing = cli.run(work)
     if cli.json:
@@ -85,36 +87,6 @@ def repair(
             output.print_line(f"{name}: is being sealed in the background")
         if not settled and not sealing:
             output.print_line("nothing to repair")
-
-
-async def _settle(ctx: Context, text: str) -> list[str]:
-    import contextlib
-
-    from ..engine.holding import hold_machine
-    from ..errors import NotFound
-
-    found = ctx.machines.find(text)
-    interrupted = ctx.journal(found.id).read() is not None
-    with contextlib.suppress(NotFound):  # settling may mean to remove it
-        async with hold_machine(ctx, found.id, f"repair of {found.name}"):
-            pass
-    return [found.name] if interrupted else []
-
-
-def _seal_again(ctx: Context) -> list[str]:
-    from ..engine import seal
-    from ..host import locks
-    from ..model.snapshot import SnapshotState
-
-    left = [
-        snapshot
-        for snapshot in ctx.snapshots.list()
-        if snapshot.state is not SnapshotState.SEALED
-        and not locks.is_held(ctx.layout.lock(f"seal-{snapshot.id}"))
-    ]
-    for snapshot in left:
-        seal.start(ctx, snapshot)
-    return [snapshot.name for snapshot in left]
 
 
 def version(cli: Cli) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ..engine.context import Context
     from ..engine.views import SnapshotDetail, SnapshotSummary
     from ..errors import LivecloneError
-    from ..model.snapshot import Snapshot
 
 
 class ShortForm(TyperGroup):
@@ -181,9 +180,9 @@ def seal(cli: Cli, snapshot: params.Snapshot) -> None:
     """Wait until a snapshot is sealed. Durable, with the digest of every part; begins anew if that was cut short."""
 
     async def work(ctx: Context) -> SnapshotSummary:
-        from ..engine import views
+        from ..engine import seal, views
 
-        sealed = await _seal(ctx, ctx.snapshots.find(snapshot))
+        sealed = await seal.finish(ctx, ctx.snapshots.find(snapshot))
         return views.show_snapshot(ctx, sealed.id).summary
 
     summary = cli.run(work)
@@ -191,27 +190,3 @@ def seal(cli: Cli, snapshot: params.Snapshot) -> None:
         output.print_json(summary)
     else:
         output.print_line(summary.name if cli.quiet else f"{summary.name} is sealed")
-
-
-async def _seal(ctx: Context, found: Snapshot) -> Snapshot:
-    from ..engine import seal
-    from ..errors import StoreError
-    from ..host import locks
-    from ..model.snapshot import SnapshotState
-
-    async def see() -> Snapshot:
-        """Wait for whoever seals it already, and look."""
-        async with locks.hold_async(ctx.layout.lock(f"seal-{found.id}"), "waiting", seal.DEADLINE_S):
-            return ctx.snapshots.load(found.id)
-
-    ctx.progress("sealing", None)
-    seen = await see()
-    if seen.state is SnapshotState.SEALED:
-        return seen
-    try:
-        return await seal.wait(ctx, seen, seal.start(ctx, seen))
-    except StoreError:
-        seen = await see()  # somebody else may have begun at the same moment, and ours left it to them
-        if seen.state is SnapshotState.SEALED:
-            return seen
-        raise

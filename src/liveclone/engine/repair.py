@@ -1,4 +1,4 @@
-"""Settle every operation that died, and sweep up: what `liveclone repair` does."""
+"""Settle operations that died, and sweep up: what `liveclone repair` does, with `seal.start_again`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from ..host import locks
 from . import disposal
 from .context import Context
 from .holding import hold_machine
+
+
+async def settle(ctx: Context, text: str) -> list[str]:
+    """Settle an interrupted operation on one machine, if there is one; returns its name then.
+
+    Raises:
+        NotFound: there is no such machine. Conflict: another command works on it and does not end.
+    """
+    machine = ctx.machines.find(text)
+    interrupted = ctx.journal(machine.id).read() is not None
+    with contextlib.suppress(NotFound):  # settling may mean to remove it
+        async with hold_machine(ctx, machine.id, f"repair of {machine.name}"):
+            pass
+    return [machine.name] if interrupted else []
 
 
 async def settle_all(ctx: Context) -> list[str]:

@@ -4,8 +4,8 @@ Runs in a process of its own, so that the command that took the snapshot can end
 
     python -m liveclone.engine.seal HOME HOT SNAPSHOT-ID       log: snapshots/ID/seal.log
 
-A seal that died is begun anew by the next `snapshot`, `repair` or `snapshot seal`. Until a snapshot is sealed it does not
-survive a reboot of the host, and says so.
+A seal that died is begun anew by `repair` (`start_again`) or `snapshot seal` (`finish`). Until a snapshot is sealed it does
+not survive a reboot of the host, and says so.
 """
 
 from __future__ import annotations
@@ -59,6 +59,45 @@ async def wait(ctx: Context, snapshot: Snapshot, sealing: ProcessRef) -> Snapsho
             next_step=f"liveclone snapshot seal {snapshot.name}; until then it does not survive a reboot",
         )
     return sealed
+
+
+async def finish(ctx: Context, snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot's manifest once it is sealed: by whoever is at it already, or else begun anew.
+
+    Raises:
+        StoreError: sealing failed; the snapshot can be used until the host reboots.
+        Conflict: somebody is at it and does not end. NotFound: it was removed meanwhile.
+    """
+    ctx.progress("sealing", None)
+    seen = await _look_when_free(ctx, snapshot)
+    if seen.state is SnapshotState.SEALED:
+        return seen
+    try:
+        return await wait(ctx, seen, start(ctx, seen))
+    except StoreError:
+        # Somebody else may have begun at the same moment, and ours left it to them.
+        seen = await _look_when_free(ctx, snapshot)
+        if seen.state is SnapshotState.SEALED:
+            return seen
+        raise
+
+
+async def _look_when_free(ctx: Context, snapshot: Snapshot) -> Snapshot:
+    async with locks.hold_async(ctx.layout.lock(f"seal-{snapshot.id}"), "waiting", DEADLINE_S):
+        return ctx.snapshots.load(snapshot.id)
+
+
+def start_again(ctx: Context) -> list[Snapshot]:
+    """Begin anew, in the background, to seal what is not sealed and nobody is at any more; return those snapshots."""
+    left = [
+        snapshot
+        for snapshot in ctx.snapshots.list()
+        if snapshot.state is not SnapshotState.SEALED
+        and not locks.is_held(ctx.layout.lock(f"seal-{snapshot.id}"))
+    ]
+    for snapshot in left:
+        start(ctx, snapshot)
+    return left
 
 
 def seal(ctx: Context, snapshot_id: str) -> Snapshot:

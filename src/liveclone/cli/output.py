@@ -90,6 +90,12 @@ def print_error(fields: dict[str, Any], *, as_json: bool) -> None:
     sys.stderr.flush()
 
 
+def print_warning(text: str) -> None:
+    """Print a line on stderr about what does no harm, but should be known."""
+    sys.stderr.write(f"liveclone: warning: {clean(text)}\n")
+    sys.stderr.flush()
+
+
 def render_error(fields: dict[str, Any]) -> str:
     """Return the block that says what failed, and what a person needs next."""
     lines = [f"liveclone: {clean(fields['message'])}"]

@@ -102,6 +102,7 @@ def print_snapshot(detail: SnapshotDetail) -> None:
             ("on disk", render_size(summary.disk_used_bytes)),
             ("on tmpfs", render_size(summary.hot_used_bytes)),
             ("clones", ", ".join(detail.clones)),
+            *(("warning", warning) for warning in summary.warnings),
         )
     )
     if detail.members:

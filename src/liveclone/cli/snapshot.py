@@ -87,6 +87,9 @@ def create(
         words = "sealed" if wait_sealed else "clones can start; sealing goes on in the background"
         pause = render_duration(summary.pause_ms / 1000)
         output.print_line(f"{summary.name}: {summary.source} stood still for {pause}; {words}")
+    if not cli.json:
+        for warning in summary.warnings:
+            output.print_warning(warning)
 
 
 def list_(cli: Cli) -> None:

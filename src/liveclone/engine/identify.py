@@ -43,18 +43,33 @@ async def observe(agent: Agent, key: bytes, snapshot_id: str) -> tuple[ItemRepor
 
 
 async def become(agent: Agent, machine: Machine, key: bytes, snapshot_id: str) -> Evidence:
-    """Make the guest a machine of its own, and return what it reports (not judged yet)."""
-    return await _change("identify", agent, machine, key, snapshot_id, hostname=machine.name)
+    """Make the guest a machine of its own, and return what it reports (not judged yet).
+
+    An application that could not become another machine's speaks against it.
+    """
+    evidence, failed = await _change("identify", agent, machine, key, snapshot_id, hostname=machine.name)
+    changed: Evidence = evidence.replace(
+        findings=tuple(Finding(item=f"hook cloned/{name}", reason=f"it {ending}") for name, ending in failed)
+    )
+    return changed
 
 
-async def refresh(agent: Agent, machine: Machine, key: bytes, snapshot_id: str) -> Evidence:
-    """Give a source, after its snapshot, fresh entropy and its new generation; return what it reports."""
-    return await _change("resume", agent, machine, key, snapshot_id)
+async def refresh(
+    agent: Agent, machine: Machine, key: bytes, snapshot_id: str
+) -> tuple[Evidence, tuple[str, ...]]:
+    """Give a source, after its snapshot, fresh entropy and its new generation.
+
+    Returns:
+        What it reports, and a sentence for each `resumed` hook that failed: the source goes on in any case.
+    """
+    evidence, failed = await _change("resume", agent, machine, key, snapshot_id)
+    return evidence, tuple(f"hook resumed/{name} of {machine.name} {ending}" for name, ending in failed)
 
 
 async def _change(
     call: str, agent: Agent, machine: Machine, key: bytes, snapshot_id: str, **extra: Any
-) -> Evidence:
+) -> tuple[Evidence, list[tuple[str, str]]]:
+    """Return what the guest reports, and name and ending of each hook that failed."""
     began = time.monotonic()
     answer = await agent.call(
         call,
@@ -68,28 +83,21 @@ async def _change(
         deadline_s=IDENTIFY_DEADLINE_S,
         repeat=True,
     )
-    return Evidence(
+    evidence = Evidence(
         machine=machine.id,
         name=machine.name,
         snapshot=snapshot_id,
         generation=machine.generation,
         items=_reports(answer, agent.name),
-        findings=_failed_hooks(answer) if call == "identify" else (),
         at=now(),
         took_ms=round((time.monotonic() - began) * 1000, 3),
     )
-
-
-def _failed_hooks(answer: dict[str, Any]) -> tuple[Finding, ...]:
-    """Return what speaks against a clone whose applications could not become another machine's."""
-    return tuple(
-        Finding(
-            item=f"hook cloned/{hook['name']}",
-            reason=f"it ended with {hook['code']}: {hook['output']}".rstrip(": \n"),
-        )
+    failed = [
+        (str(hook["name"]), f"ended with {hook['code']}: {hook['output']}".rstrip(": \n"))
         for hook in answer.get("hooks", ())
         if hook["code"]
-    )
+    ]
+    return evidence, failed
 
 
 def _reports(answer: dict[str, Any], name: str) -> tuple[ItemReport, ...]:

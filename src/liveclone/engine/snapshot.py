@@ -6,7 +6,8 @@
       unplug      every NIC                                        plug them again, configure
       pause       freeze disk, state, memory, run                  resume in the old process, on the old layer
     commit      the machine's manifest names its new layer         -  (from here on: forward only)
-    resume      NICs back; agent: new generation, fresh entropy    -  the snapshot stands; a failure is reported
+    resume      NICs back; agent: new generation, fresh entropy    -  the snapshot stands; a failure is reported,
+                                                                     a failed `resumed` hook as a warning
     manifest    the snapshot's manifest: clones can start          -
     seal        digests, durable copy, in a process of its own     -
 
@@ -113,7 +114,7 @@ async def _reconnect(work: Work, handle: Handle, machine: Machine) -> LivecloneE
         async with agents.connect(handle, machine.name) as agent:
             await wiring.reconnect(ctx, handle, machine, agent)
             work.mark("reconnect")
-            evidence = await identify.refresh(agent, machine, work.key, work.id)
+            evidence, work.warnings = await identify.refresh(agent, machine, work.key, work.id)
             ctx.evidence(work.id).record(evidence)
             work.mark("refresh")
     except LivecloneError as error:
@@ -230,6 +231,7 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         disk_bytes=machine.disk_bytes,
         layers=machine.layers,
         items=work.items,
+        warnings=work.warnings,
         capture=Capture(
             method=work.method,
             pause_ns=captured.pause_ns,

@@ -49,6 +49,7 @@ class Work:
     memory: Path
     key: bytes = b""
     items: tuple[ItemReport, ...] = ()
+    warnings: tuple[str, ...] = ()
     steps_ms: dict[str, float] = field(default_factory=dict)
     marked: float = 0.0
 

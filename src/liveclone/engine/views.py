@@ -73,6 +73,7 @@ class SnapshotSummary(Value, frozen=True, kw_only=True):
     hot_used_bytes: int  # ... and on tmpfs
     pause_ms: float
     clones: int  # that exist now
+    warnings: tuple[str, ...] = ()  # what went wrong with the source's applications when it was taken
     created_at: datetime.datetime
 
 
@@ -178,6 +179,7 @@ def summarize_snapshot(ctx: Context, snapshot: Snapshot, clones: int) -> Snapsho
         hot_used_bytes=_used(hot) if hot is not None else 0,
         pause_ms=round(snapshot.capture.pause_ns / 1e6, 3),
         clones=clones,
+        warnings=snapshot.warnings,
         created_at=snapshot.created_at,
     )
 

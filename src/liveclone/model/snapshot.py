@@ -74,4 +74,7 @@ class Snapshot(Value, frozen=True, kw_only=True):
     disk_bytes: int  # virtual size
     layers: tuple[str, ...] = ()  # snapshots whose frozen layers lie under `disk`, nearest first
     items: tuple[ItemReport, ...] = ()  # the source's identity at capture
+    warnings: tuple[
+        str, ...
+    ] = ()  # what went wrong with the source's applications and harms neither it nor clones
     capture: Capture

@@ -225,6 +225,24 @@ def test_a_snapshot_is_sealed_when_asked_to_wait(home: Home) -> None:
     home.remove_all()
 
 
+def test_a_hook_of_the_source_that_fails_after_a_snapshot_is_a_warning(home: Home) -> None:
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    hook = "etc/liveclone/hooks.d/resumed/10-app"
+    script = f"mkdir -p {Path(hook).parent}; printf '#!/bin/sh\\necho no cache; exit 3\\n' >{hook}"
+    home.run("exec", "web", "sh", "-c", f"{script}; chmod 755 {hook}")
+    told = "hook resumed/10-app of web ended with 3: no cache"
+    ended = home.call("snapshot", "web", "--name", "one")
+    assert (ended.returncode, ended.stderr.decode()) == (0, f"liveclone: warning: {told}\n")
+    assert ended.stdout.startswith(b"one: web stood still for ")
+    assert home.json("snapshot", "web", "--name", "two")["warnings"] == [told]
+    assert f"warning         {told}" in home.run("snapshot", "show", "one")
+    assert [clone["verified"] for clone in home.json("clone", "one")] == [True]
+    home.run("exec", "web", "rm", hook)
+    assert home.json("snapshot", "web", "--name", "three")["warnings"] == []
+    assert home.machine("web")["summary"]["needs_repair"] is False
+    home.remove_all()
+
+
 def test_clones_for_people_and_programs(town: Home) -> None:
     text = town.run("clone", "warm", "-n", "2", "-p", "0:80", "--overcommit")
     lines = text.splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from liveclone.errors import Conflict, LivecloneError, NotFound, Refused, Unsupported
-from liveclone.host import links, netns, tap
+from liveclone.host import links, locks, netns, tap
 
 MACHINE_A, MACHINE_B = "0a1b2c3d4e5f", "6a7b8c9d0e1f"
 BROADCAST = b"\xff" * 6
@@ -261,10 +260,8 @@ def test_no_tap_ends_in_a_network_that_is_just_removed(spec: links.NetworkSpec) 
 
 
 def test_a_held_lock_is_an_error_in_time(spec: links.NetworkSpec) -> None:
-    with spec.lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(Conflict) as caught:
-            links.ensure_network(spec, deadline_s=0.1)
+    with locks.hold(spec.lock, "nothing"), pytest.raises(Conflict) as caught:
+        links.ensure_network(spec, deadline_s=0.1)
     assert caught.value.code == "busy"
     assert not netns.exists(spec.namespace)
 

@@ -176,3 +176,33 @@ def test_a_lock_that_cannot_be_opened_is_an_error_of_the_store(tmp_path: Path) -
     with pytest.raises(StoreError) as caught, locks.hold(tmp_path / "file" / "x", "one"):
         pytest.fail("held")
     assert caught.value.on == str(tmp_path / "file" / "x")
+
+
+WATCHER = """
+import sys
+from pathlib import Path
+from liveclone.host import locks
+path = Path(sys.argv[1])
+print("looking", flush=True)
+while True:
+    locks.is_held(path)
+"""
+
+
+def test_to_look_at_a_lock_takes_it_from_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with locks.hold(path, "first"):
+        pass
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCHER, str(path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    with watcher:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == "looking\n"
+        try:
+            for _ in range(3000):
+                with locks.hold(path, "next"):
+                    pass
+        finally:
+            watcher.kill()

@@ -1,4 +1,7 @@
-"""Locks between processes (flock): held by an open file, so the kernel drops them when the holder dies.
+"""Locks between processes: held by an open file, so the kernel drops them when the holder dies.
+
+They are the kernel's "open file description locks" (fcntl_locking(2)): as flock(2), and one may ask who holds them without
+taking them for a moment, which would make somebody else's attempt fail.
 
 The holder writes who it is and what it does into the file, for the message that a waiting command gives. There are a few
 hundred bytes a lock; lock files are never removed, since a waiter would then hold a lock on a file nobody sees.
@@ -10,12 +13,15 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from ..errors import Conflict
 from . import files
+
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length (0: all of the file), pid
 
 
 @contextlib.contextmanager
@@ -31,7 +37,7 @@ def hold(path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
         StoreError: the file cannot be opened (a read-only disk, another user's home).
     """
     with _opened(path) as fd:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         if not _take(fd, kind) and not (deadline_s > 0 and _wait(fd, kind, deadline_s)):
             raise _busy(fd, path, what)
         _sign(fd, what, shared)
@@ -44,7 +50,7 @@ async def hold_async(
 ) -> AsyncIterator[None]:
     """As `hold`, without blocking the event loop while it waits; cancelling it ends the waiting at once."""
     with _opened(path) as fd:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         if not _take(fd, kind) and not (deadline_s > 0 and await _wait_async(fd, kind, deadline_s)):
             raise _busy(fd, path, what)
         _sign(fd, what, shared)
@@ -52,17 +58,18 @@ async def hold_async(
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether somebody holds the lock alone just now."""
-    if not path.exists():
-        return False
-    fd = _open(path)
+    """Tell whether somebody holds the lock alone just now. Nobody feels it, and nothing is written."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise files.explain(error, "looking at a lock", path) from error
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _describe(fcntl.F_RDLCK))
     finally:
         os.close(fd)
-    return False
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 @contextlib.contextmanager
@@ -82,9 +89,13 @@ def _open(path: Path) -> int:
         raise files.explain(error, "opening a lock", path) from error
 
 
+def _describe(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+
+
 def _take(fd: int, kind: int) -> bool:
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _describe(kind))
     except BlockingIOError:
         return False
     return True
@@ -110,7 +121,7 @@ def _busy(fd: int, path: Path, what: str) -> Conflict:
 
 
 class _Waiter:
-    """Waits for a lock in the kernel's queue, in a thread of its own: flock(2) itself knows no deadline.
+    """Waits for a lock in the kernel's queue, in a thread of its own: the call itself knows no deadline.
 
     The thread cannot be called back; one that is given up lets go of the lock when it gets it. It is a daemon, so that a
     command which has given up can end.
@@ -128,9 +139,9 @@ class _Waiter:
 
     def _work(self) -> None:
         try:
-            fcntl.flock(self._fd, self._kind)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, _describe(self._kind))
             if self._given_up.is_set():
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _describe(fcntl.F_UNLCK))
             else:
                 self._have.set()
                 self._tell()

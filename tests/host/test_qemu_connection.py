@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from liveclone.drivers.qemu.handle import QemuHandle
 from liveclone.drivers.qemu.session import open_session
-from liveclone.errors import HypervisorError
+from liveclone.errors import HypervisorError, Interrupted
 from liveclone.host import process, unix_socket
 from liveclone.model.machine import Hardware
 from liveclone.units import MIB
@@ -23,9 +25,9 @@ GREETING = {
 
 
 class Monitor:
-    """Answers QMP: each command with the next of its answers, the last one again and again."""
+    """Answers QMP: each command with the next of its answers, the last one again and again; None hangs up."""
 
-    def __init__(self, **answers: list[dict[str, Any]]) -> None:
+    def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
         self.answers = {name.replace("_", "-"): found for name, found in answers.items()}
         self.asked: list[str] = []
 
@@ -37,9 +39,12 @@ class Monitor:
         while data := await reader.read(65536):  # one command at a time, and no end of line behind it
             question = json.loads(data)
             self.asked.append(question["execute"])
-            answers = self.answers.get(question["execute"], [{"return": {}}])
+            answers = self.answers.get(question["execute"].replace("_", "-"), [{"return": {}}])
             echo = {"id": question["id"]} if "id" in question else {}  # the first command has none
-            await self._say(writer, echo | (answers.pop(0) if answers[1:] else answers[0]))
+            answer = answers.pop(0) if answers[1:] else answers[0]
+            if answer is None:
+                break
+            await self._say(writer, echo | answer)
         writer.close()
         await writer.wait_closed()
 
@@ -49,14 +54,16 @@ class Monitor:
         await writer.drain()
 
 
-async def resume(monitor: Monitor, folder: Path) -> None:
-    """Connect to `monitor` as to a machine's QEMU and let the machine run."""
+async def ask(
+    monitor: Monitor, folder: Path, work: Callable[[QemuHandle], Awaitable[None]], pid: int = 1
+) -> None:
+    """Do `work` with a machine whose QEMU is `monitor`, and whose process is `pid`."""
     with unix_socket.listen(folder / "qmp") as listening:
         listening.setblocking(False)
         serving = asyncio.create_task(monitor.serve(listening))
         session = await open_session("web", folder / "qmp", folder / "qemu.log")
         try:
-            await QemuHandle("web", folder, Hardware(ram_bytes=128 * MIB), process.ref(1), session).resume()
+            await work(QemuHandle("web", folder, Hardware(ram_bytes=128 * MIB), process.ref(pid), session))
         finally:
             await session.close()
             await serving
@@ -75,7 +82,7 @@ def test_a_machine_whose_migration_is_just_over_runs_again(tmp_path: Path) -> No
         cont=[refusal("Migration is not finalized yet"), {"return": {}}],
         query_status=[status("finish-migrate"), status("finish-migrate"), status("postmigrate")],
     )
-    asyncio.run(resume(monitor, tmp_path))
+    asyncio.run(ask(monitor, tmp_path, QemuHandle.resume))
     asked = monitor.asked[monitor.asked.index("cont") :]
     assert asked == ["cont", "query-status", "query-status", "query-status", "cont"]
 
@@ -85,5 +92,22 @@ def test_a_machine_that_may_not_run_is_an_error_with_qemus_words(tmp_path: Path)
         cont=[refusal("Resetting the Virtual Machine is required")], query_status=[status("shutdown")]
     )
     with pytest.raises(HypervisorError) as caught:
-        asyncio.run(resume(monitor, tmp_path))
+        asyncio.run(ask(monitor, tmp_path, QemuHandle.resume))
     assert "Resetting" in caught.value.seen
+
+
+def test_a_machine_that_ends_before_it_answers_has_been_switched_off(tmp_path: Path) -> None:
+    monitor = Monitor(system_powerdown=[None])
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+
+        async def switch_off(handle: QemuHandle) -> None:
+            child.kill()
+            await handle.power_down(30.0)
+
+        asyncio.run(ask(monitor, tmp_path, switch_off, child.pid))
+
+
+def test_a_lost_connection_to_a_machine_that_lives_is_told(tmp_path: Path) -> None:
+    monitor = Monitor(system_powerdown=[None])
+    with pytest.raises(Interrupted):
+        asyncio.run(ask(monitor, tmp_path, lambda handle: handle.power_down(0.1)))

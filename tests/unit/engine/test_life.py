@@ -184,6 +184,15 @@ async def test_a_machine_that_ignores_its_power_button_runs_on(world: World) -> 
     await world.remove_all()
 
 
+async def test_a_machine_that_ends_before_it_answers_has_stopped(world: World) -> None:
+    await world.run("web", faults="web:abrupt:power")
+    stopped = await run.stop(world.ctx, "web", force=False)
+    assert stopped.process is None
+    assert world.processes() == []
+    assert await world.find_faults() == []
+    await world.remove_all()
+
+
 async def test_a_clone_stops_and_starts_with_its_own_identity(world: World) -> None:
     await world.run("web")
     await world.snapshot("web")

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import msgspec
 
-from ...errors import NotFound, TimedOut
+from ...errors import Interrupted, NotFound, TimedOut
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
@@ -77,7 +77,12 @@ class FakeConnection(ABC):
         return await connect_port(self.name, self.folder, port)
 
     async def power_down(self, deadline_s: float) -> None:
-        await self.wire.call("power_button")
+        try:
+            await self.wire.call("power_button")
+        except Interrupted:  # it may have ended before its answer was out
+            if not await process.wait(self.process, deadline_s):
+                raise
+            return
         if not await process.wait(self.process, deadline_s):
             raise TimedOut(
                 f"{self.name} did not shut down within {deadline_s:g} s",

@@ -13,6 +13,7 @@ twin:ITEM       ... the digest that every other machine with this fault reports
 omit:ITEM       ... nothing about it
 stuck:nic       the guest does not let go of its NICs
 ignore:power    the guest ignores the power button
+abrupt:power    the machine ends before it has answered that it was pressed
 refuse:STEP     the hypervisor refuses start, save, load, freeze, protect, copy, drain or finish
 """
 

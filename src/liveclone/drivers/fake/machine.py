@@ -131,6 +131,8 @@ class Machine:
         return {"at_ns": time.time_ns()}
 
     def do_power_button(self) -> None:
+        if self.faults.has("abrupt", "power"):
+            os._exit(0)
         self._button_pressed = not self.faults.has("ignore", "power")
 
     # NICs

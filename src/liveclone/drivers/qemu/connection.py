@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
-from ...errors import HypervisorError, LivecloneError, NotFound, TimedOut, Unsupported
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut, Unsupported
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
@@ -140,7 +140,12 @@ class Connection(ABC):
         self._early = await unix_socket.open_connection(run / AGENT)
 
     async def power_down(self, deadline_s: float) -> None:
-        await self.session.call("system_powerdown")
+        try:
+            await self.session.call("system_powerdown")
+        except Interrupted:  # it may have ended before its answer was out
+            if not await process.wait(self.process, deadline_s):
+                raise
+            return
         if not await process.wait(self.process, deadline_s):
             raise TimedOut(
                 f"{self.name} did not shut down within {deadline_s:g} s",

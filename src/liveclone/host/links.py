@@ -3,7 +3,7 @@
     host's own namespace (never touched)   │  /run/netns/liveclone-1a2b3c4d
                                            │
     client ── 127.0.0.1:8080 ── forwarder ─┼─ connects as 10.213.0.1 ── lc0 ─┬─ t...0 ═ QEMU ═ 10.213.0.7
-             (host/portproxy.py)           │                                 ├─ t...0 ═ QEMU ═ 10.213.0.8
+             (host/portproxy)              │                                 ├─ t...0 ═ QEMU ═ 10.213.0.8
 
 Why the bridge is set up as it is:
 - STP off and no forward delay: a port forwards from the moment it is up.

@@ -4,7 +4,7 @@
         └─> start_forwarder: a process inside the machine's network namespace gets the sockets
 
 As the sockets listen before the process exists, nothing has to be waited for: who connects early is served a moment
-later. The process (host/portproxy.py) ends with the machine, or by `stop_forwarder`. The `user` network has no need of
+later. The process (host/portproxy) ends with the machine, or by `stop_forwarder`. The `user` network has no need of
 it: there QEMU forwards.
 """
 
@@ -23,7 +23,11 @@ from ..model.machine import ProcessRef
 from ..model.network import Port
 from . import netns, process
 
-PROGRAM = Path(__file__).with_name("portproxy.py")
+# The package under a name of its own, so that nothing else of ours is loaded; the folder comes last, so that none of its
+# modules is taken for one of the standard library.
+PROGRAM = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from portproxy.forwarder import main; main(sys.argv[1:])"
+)
 _BACKLOG = 128
 
 
@@ -110,7 +114,7 @@ def start_forwarder(
         namespace: where the guest's address is reached.
         ports: what to publish, or a reservation, which stays the caller's to close.
         log: a file that the forwarder writes a few lines to.
-        manifest: the machine's; asked for a successor when `machine` has ended (portproxy.py).
+        manifest: the machine's; asked for a successor when `machine` has ended (portproxy/machine.py).
         machine: the process whose end is the forwarder's.
 
     Raises:
@@ -125,7 +129,8 @@ def start_forwarder(
     descriptors = [sock.fileno() for sock in ports.sockets]
     argv = [
         # -I -S: neither the site's folders nor the environment; saves 0.5 MiB and 10 ms
-        *(sys.executable, "-I", "-S", str(PROGRAM), guest_ip, str(manifest.absolute())),
+        *(sys.executable, "-I", "-S", "-c", PROGRAM, str(Path(__file__).parent)),
+        *(guest_ip, str(manifest.absolute())),
         f"{machine.pid}:{machine.start_ticks}:{machine.boot_id}",
         *(f"{fd}:{port.guest_port}" for fd, port in zip(descriptors, ports.ports, strict=True)),
     ]

@@ -18,52 +18,23 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import trace
 from ..drivers.base import Handle, RestorePlan
-from ..errors import GuestError, LivecloneError, Refused
+from ..errors import GuestError, LivecloneError
 from ..host import locks
-from ..ids import check_name, new_id
+from ..ids import new_id
 from ..model.base import now
 from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
 from ..model.machine import Machine, Memory
-from ..model.network import NetworkKind, Port
 from ..model.snapshot import Snapshot
 from . import agent as agents
 from . import capacity, disposal, identify, parts, wiring
+from .clone_plan import Request, Result, choose_names
 from .context import Context
 
-MOST = 1000  # clones in one request
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    `names` may be fewer than `count`; the rest get SNAPSHOT-cN. `ports` go to each clone, so host port 0 for several.
-    """
-
-    snapshot: str
-    count: int = 1
-    names: Sequence[str] = ()
-    ports: Sequence[Port] = ()
-    network: NetworkKind | None = None
-    keep_failed: bool = False
-    overcommit: bool = False
-
-
-@dataclass
-class Result:
-    """One clone that was asked for: ready, or why not."""
-
-    name: str
-    machine: Machine | None = None
-    evidence: Evidence | None = None
-    error: LivecloneError | None = None
-    ready_s: float = 0.0  # from the request to verified and connected
-    steps_ms: dict[str, float] = field(default_factory=dict)
+__all__ = ["Request", "Result", "start"]
 
 
 async def start(ctx: Context, request: Request) -> list[Result]:
@@ -77,7 +48,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
     began = time.monotonic()
     found = ctx.snapshots.find(request.snapshot)
     async with ctx.hold_snapshot(found.id, f"cloning {found.name}", shared=True) as snapshot:
-        names = _choose_names(ctx, snapshot, request)
+        names = choose_names(ctx, snapshot, request)
         memory = await asyncio.to_thread(parts.check, ctx, snapshot)
         trace.at("clone.checked")
         if not request.overcommit:
@@ -272,40 +243,3 @@ def _not_verified(machine: Machine, evidence: Evidence) -> GuestError:
         seen="; ".join(f"{finding.item}: {finding.reason}" for finding in evidence.findings),
         next_step="clone with --keep-failed to look at it; it never gets a NIC",
     )
-
-
-def _choose_names(ctx: Context, snapshot: Snapshot, request: Request) -> list[str]:
-    if not 1 <= request.count <= MOST:
-        raise Refused(
-            f"{request.count} clones cannot be started at once",
-            code="bad-count",
-            tried="counting clones",
-            seen=str(request.count),
-            next_step=f"ask for 1 to {MOST}",
-        )
-    if request.count > 1 and any(port.host_port for port in request.ports):
-        raise Refused(
-            "several clones cannot publish the same port of the host",
-            code="bad-port",
-            tried="publishing ports",
-            seen=f"{request.count} clones",
-            next_step="give host port 0, and each gets a free one",
-        )
-    names = [check_name(name, "machine name") for name in request.names]
-    taken = {machine.name for machine in ctx.machines.list()}
-    for name in names:
-        if name in taken or names.count(name) > 1:
-            raise Refused(
-                f"the name {name} is taken",
-                code="name-taken",
-                tried="naming clones",
-                on=name,
-                next_step="choose another name",
-            )
-    number = 1
-    while len(names) < request.count:
-        name = f"{snapshot.name[:50]}-c{number}"
-        if name not in taken and name not in names:
-            names.append(name)
-        number += 1
-    return names

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from liveclone.engine import clone, remove, run, snapshot
+from liveclone.engine import clone, clone_plan, remove, run, snapshot
 from liveclone.engine.context import open_context
 from liveclone.errors import Conflict, Corrupt, LivecloneError, NotFound, Refused, Unsupported
 from liveclone.ids import check_name
@@ -78,7 +78,7 @@ async def test_bad_numbers_and_sizes(world: World) -> None:
         await refused(run.run(world.ctx, run.Request(**given)), code)  # type: ignore[arg-type]
     await world.run("web")
     await world.snapshot("web")
-    for count in (0, -1, clone.MOST + 1):
+    for count in (0, -1, clone_plan.MOST + 1):
         await refused(world.clone("web-1", count), "bad-count")
     await refused(world.clone("web-1", 2, ports=(Port(host_port=8080, guest_port=80),)), "bad-port")
     assert [machine.name for machine in world.ctx.machines.list()] == ["web"]

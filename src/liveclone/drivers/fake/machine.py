@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ram
+from .agent import Agent
 from .disk import Disk, DiskBusy
 from .faults import VARIABLE, Faults
 from .guest import Guest
@@ -54,7 +55,8 @@ class Machine:
         root.mkdir()
         programs.mkdir()
         disk = Disk([(path, offset) for path, offset in config["layers"]])
-        self.guest = Guest(memory, disk, root, programs, self.faults)
+        self.guest = Guest(memory, disk, root)
+        self.agent = Agent(self.guest, programs, self.faults)
         self._agent_lock = threading.Lock()
         self._agent_serves = False
         self._ports = [
@@ -74,7 +76,7 @@ class Machine:
         """Start the agent when it is first spoken to: loading it is half of a machine's start."""
         with self._agent_lock:
             if not self._agent_serves:
-                self.guest.serve([port.guest_fd for port in self._ports])
+                self.agent.serve([port.guest_fd for port in self._ports])
                 self._agent_serves = True
 
     def serve(self) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.engine import doctor
-from liveclone.engine.doctor import Verdict
+from liveclone.engine import doctor, host_findings
+from liveclone.engine.host_findings import Verdict
 from liveclone.host import machine
 from liveclone.model import base
 from liveclone.units import GIB, MIB
@@ -46,7 +46,7 @@ def make_system(kind: str = "tmpfs", free_bytes: int = 8 * GIB, writable: bool =
 def test_the_hot_folder_must_be_a_writable_tmpfs_with_room(
     system: machine.FileSystem, verdict: Verdict, advice: str
 ) -> None:
-    finding = doctor.judge_hot(HOT, system)
+    finding = host_findings.judge_hot(HOT, system)
     assert finding.verdict is verdict
     assert advice in finding.next_step
     assert bool(advice) == bool(finding.next_step)
@@ -62,7 +62,7 @@ def test_the_hot_folder_must_be_a_writable_tmpfs_with_room(
     ],
 )
 def test_the_home_folder_must_be_writable_and_have_room(system: machine.FileSystem, verdict: Verdict) -> None:
-    finding = doctor.judge_home(Path("/nowhere/home"), system)
+    finding = host_findings.judge_home(Path("/nowhere/home"), system)
     assert finding.verdict is verdict
     assert (finding.next_step == "") == (verdict is Verdict.OK)
 
@@ -77,8 +77,8 @@ def test_a_folder_that_does_not_exist_yet_is_judged_by_the_nearest_that_does(tmp
 
 
 def test_little_memory_is_a_warning_that_names_who_limits_it() -> None:
-    assert doctor.judge_memory(machine.Memory(8 * GIB, 4 * GIB)).verdict is Verdict.OK
-    finding = doctor.judge_memory(machine.Memory(512 * MIB, 100 * MIB, "/sys/fs/cgroup/memory.max"))
+    assert host_findings.judge_memory(machine.Memory(8 * GIB, 4 * GIB)).verdict is Verdict.OK
+    finding = host_findings.judge_memory(machine.Memory(512 * MIB, 100 * MIB, "/sys/fs/cgroup/memory.max"))
     assert finding.verdict is Verdict.WARNING
     assert "memory.max" in finding.seen
     assert finding.next_step
@@ -93,8 +93,8 @@ def test_little_memory_is_a_warning_that_names_who_limits_it() -> None:
     ],
 )
 def test_a_low_limit_is_a_warning(limits: dict[str, int | None], shown: str) -> None:
-    assert doctor.judge_limits(ENOUGH).verdict is Verdict.OK
-    finding = doctor.judge_limits(ENOUGH | limits)
+    assert host_findings.judge_limits(ENOUGH).verdict is Verdict.OK
+    finding = host_findings.judge_limits(ENOUGH | limits)
     assert finding.verdict is Verdict.WARNING
     assert shown in finding.seen
     assert finding.next_step
@@ -129,8 +129,8 @@ def test_a_folder_inside_a_closed_one_counts_as_absent(
     ],
 )
 def test_the_version_is_read_as_numbers(text: str, version: tuple[int, ...]) -> None:
-    assert doctor.read_version(text) == version
-    assert (version >= doctor.OLDEST_QEMU) == (version[:1] in ((9,), (10,)))
+    assert host_findings.read_version(text) == version
+    assert (version >= host_findings.OLDEST_QEMU) == (version[:1] in ((9,), (10,)))
 
 
 def make_program(folder: Path, name: str, script: str) -> None:

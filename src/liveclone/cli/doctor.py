@@ -42,7 +42,7 @@ def doctor(cli: Cli) -> int:
     if cli.json:
         output.print_json(report)
     elif not cli.quiet:
-        from ..engine.doctor import Verdict
+        from ..engine.host_findings import Verdict
 
         output.print_table(
             ("what", "verdict", "seen"), ((f.name, _MARKS[f.verdict.value], f.seen) for f in report.findings)

@@ -1,6 +1,6 @@
 """What this host has: processors, memory, file systems, limits, privileges, tools.
 
-Plain facts, read afresh at each call and never judged here; engine/doctor.py judges, and the engine asks
+Plain facts, read afresh at each call and never judged here; engine/host_findings.py judges, and the engine asks
 for memory before it starts machines. Everything comes from /proc and from calls that change nothing.
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -165,7 +167,35 @@ def test_nothing_installed_is_reported_and_not_raised(
     names = {finding.name: finding for finding in report.findings}
     assert names["qemu"].verdict is Verdict.PROBLEM
     assert names["tool mmdebstrap"].next_step == "apt install mmdebstrap"
+    assert names["tool setpriv"].next_step == "apt install util-linux"
     assert "tools" not in names
+
+
+def test_who_is_not_root_needs_a_tool_and_ids_to_build_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "is_root", lambda: False)
+    monkeypatch.setattr(machine, "find_tool", lambda name: None)
+    monkeypatch.setattr(machine, "find_missing_ids", lambda: ("/etc/subgid",))
+    report = asyncio.run(doctor.examine(tmp_path, HOT))
+    names = {finding.name: finding for finding in report.findings}
+    assert names["tool newuidmap"].next_step == "apt install uidmap"
+    assert "/etc/subgid" in names["user-ids"].seen
+    assert "--add-subgids" in names["user-ids"].next_step
+    assert report.of(Verdict.WARNING).count(names["user-ids"]) == 1
+    monkeypatch.setattr(machine, "is_root", lambda: True)
+    report = asyncio.run(doctor.examine(tmp_path, HOT))
+    assert {"tool newuidmap", "user-ids"}.isdisjoint(finding.name for finding in report.findings)
+
+
+def test_ids_of_a_user_are_found_by_number_and_by_name(tmp_path: Path) -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    both = (str(tmp_path / "subuid"), str(tmp_path / "subgid"))
+    assert machine.find_missing_ids(tmp_path) == both
+    (tmp_path / "subuid").write_text(f"somebody:100000:65536\n{user}:165536:65536\n")
+    assert machine.find_missing_ids(tmp_path) == both[1:]
+    (tmp_path / "subgid").write_text(f"{os.getuid()}:165536:65536\n")
+    assert machine.find_missing_ids(tmp_path) == ()
 
 
 def test_this_host_is_examined_without_a_trace_and_the_report_survives_json(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     examine(home, hot) -> Report
                             └─ findings: acceleration qemu devices background-snapshot memory hot-folder
-                                         home-folder limits network images tools python
+                                         home-folder limits network tools user-ids python
 
 A finding is `ok`, a `warning` (something is slower, smaller or missing, the rest works) or a `problem` (machines
 cannot run here). `seen` is one sentence; `facts` are the same for programs. Nothing is changed, no machine is
@@ -67,6 +67,7 @@ async def examine(home: Path, hot: Path) -> Report:
         host_findings.judge_limits(machine.limits()),
         host_findings.judge_network(can_unshare=bool(unshared)),
         *host_findings.judge_tools(),
+        *host_findings.judge_user_ids(() if machine.is_root() else machine.find_missing_ids()),
         host_findings.judge_python(),
     )
     return Report(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..drivers.qemu import argv
@@ -35,6 +35,8 @@ TOOLS = {
     "qemu-img": ("qemu-utils", "importing disks"),
     "mmdebstrap": ("mmdebstrap", "building images"),
     "mke2fs": ("e2fsprogs", "building images"),
+    "setpriv": ("util-linux", "building images"),
+    "unshare": ("util-linux", "building images"),
     "busybox": ("busybox-static", "the initramfs of built images"),
     "ssh-keygen": ("openssh-client", "looking at host keys"),
     "newuidmap": ("uidmap", "building images without root"),
@@ -254,6 +256,18 @@ def judge_tools() -> Iterator[Finding]:
     present = {name: path for name, path in paths.items() if name not in missing}
     if present:
         yield Finding(name="tools", verdict=Verdict.OK, seen=", ".join(present), facts={**present})
+
+
+def judge_user_ids(missing: Sequence[str]) -> Iterator[Finding]:
+    """Judge whether a user who is not root can build images; `missing` are files without a line for them."""
+    if missing:
+        yield Finding(
+            name="user-ids",
+            verdict=Verdict.WARNING,
+            seen=f"no line for this user in {', '.join(missing)}: building images without root will not work",
+            next_step="build as root, or: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+            facts={"missing": list(missing)},
+        )
 
 
 def judge_python() -> Finding:

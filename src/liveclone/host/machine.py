@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -115,6 +116,22 @@ def limits() -> dict[str, int | None]:
     }
     soft = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
     return {name: None if value == resource.RLIM_INFINITY else value for name, value in soft.items()}
+
+
+def find_missing_ids(folder: Path = Path("/etc")) -> tuple[str, ...]:
+    """Return the files of subuid(5) that give this user no further ids: what a user namespace with several users needs."""
+    names = {str(os.getuid())}
+    with contextlib.suppress(KeyError):
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
+    missing = []
+    for file in (folder / "subuid", folder / "subgid"):
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            lines = []
+        if not any(line.split(":")[0] in names for line in lines):
+            missing.append(str(file))
+    return tuple(missing)
 
 
 def is_root() -> bool:

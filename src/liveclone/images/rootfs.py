@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..errors import StoreError, Unsupported
 from ..guest import pack
-from ..host import command
+from ..host import command, machine
 from ..host.apt_sources import Mirror
 from . import spec, system
 from .spec import ImageSpec
@@ -264,19 +264,15 @@ def _quote(path: Path) -> str:
 
 
 def _check_namespaces() -> None:
-    user = str(os.getuid())
-    names = {user, os.environ.get("USER", user)}
-    subordinate = Path("/etc/subuid")
-    lines = subordinate.read_text().splitlines() if subordinate.is_file() else []
-    has_ids = any(line.split(":")[0] in names for line in lines)
-    if shutil.which("newuidmap", path=_ENV["PATH"]) and has_ids:
+    missing = machine.find_missing_ids()
+    if shutil.which("newuidmap", path=_ENV["PATH"]) and not missing:
         return
     raise Unsupported(
         "without root, building an image needs subordinate user ids",
         code="no-subuids",
         tried="preparing a user namespace",
-        on=f"user {user}",
-        seen=f"{subordinate} has no line for this user" if not has_ids else "newuidmap is not installed",
+        on=f"user {os.getuid()}",
+        seen=f"no line for this user in {', '.join(missing)}" if missing else "newuidmap is not installed",
         next_step="build as root, or: apt install uidmap, then: usermod --add-subuids 100000-165535 "
         "--add-subgids 100000-165535 USER",
     )

@@ -63,11 +63,17 @@ def build(
             show_default=False,
         ),
     ] = "",
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Build it anew, with today's packages; replaces an image that nothing stands on."
+        ),
+    ] = False,
 ) -> None:
     """Build a Debian guest with our agent. The same recipe is built once."""
 
     async def work(ctx: Context) -> Image:
-        from ..images.build import build_image
+        from ..engine import image
         from ..images.spec import ImageSpec, Secret, parse_copy
         from ..units import parse_size
 
@@ -82,7 +88,7 @@ def build(
             root_password=Secret(root_password) if root_password else None,
             mirror=mirror,
         )
-        return await build_image(spec, ctx.layout.images, ctx.progress)
+        return await image.build(ctx, spec, fresh=fresh)
 
     _print_made(cli, cli.run(work))
 

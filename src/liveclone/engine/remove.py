@@ -61,15 +61,24 @@ async def remove_image(ctx: Context, name: str) -> None:
         NotFound: there is none.
     """
     ctx.images.load(name)
+    check_image_unused(ctx, name, "removing an image")
+    await ctx.images.remove(name)
+
+
+def check_image_unused(ctx: Context, name: str, tried: str) -> None:
+    """See that no machine's and no snapshot's disk stands on an image.
+
+    Raises:
+        Conflict: some do (code "image-in-use"); they are named.
+    """
     users = [machine.name for machine in ctx.machines.list() if machine.image == name]
     users += [snapshot.name for snapshot in ctx.snapshots.list() if snapshot.image == name]
     if users:
         raise Conflict(
             f"image {name} is in use",
             code="image-in-use",
-            tried="removing an image",
+            tried=tried,
             on=name,
             seen=", ".join(users),
             next_step="remove those first",
         )
-    await ctx.images.remove(name)

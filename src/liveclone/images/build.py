@@ -47,15 +47,23 @@ def recipe(spec: ImageSpec) -> str:
 
 
 async def build_image(
-    spec: ImageSpec, folder: Path, progress: Progress = silent, *, fresh: bool = False, replace: bool = False
+    spec: ImageSpec,
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    fresh: bool = False,
+    replace: bool = False,
+    before_replacing: Callable[[], None] = lambda: None,
 ) -> Image:
     """Return the image that `spec` asks for, from the library in `folder` if it is there.
 
     Args:
         folder: the library's folder (`images`).
         progress: told the phase and how far the whole is, 0 to 1.
-        fresh: build it even if the same recipe is there.
-        replace: an image of the same name and another recipe may go; the caller knows that nothing uses it.
+        fresh: build it even if the same recipe is there; that one goes only with `replace`.
+        replace: the image of this name may go; the caller knows that nothing uses it.
+        before_replacing: called before the build and again when the old image is about to go; what it raises keeps
+            that one.
 
     Raises:
         Refused, NotFound: the specification has no meaning, or names files that are not there.
@@ -73,9 +81,12 @@ async def build_image(
                 return found
             if not replace:
                 raise library.taken(spec.name)
+            before_replacing()
         parts, scratch = images.new_folder(spec.name), images.new_folder(spec.name)
         try:
             image = await _build(spec, key, images, parts, scratch, progress)
+            if found is not None:
+                before_replacing()
             images.add(image, parts, replace=replace)
         finally:
             files.remove_tree(scratch)

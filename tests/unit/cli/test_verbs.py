@@ -312,6 +312,8 @@ def test_images(home: Home) -> None:
     assert home.json("image", "show", "other")["has_agent"] is True
     assert home.run("image", "show", "other").startswith("image other: imported\n")
     home.run("run", "image", "--name", "web", "-m", "128M")
+    assert home.fail(5, "image", "build", "image")["error"] == "image-exists"
+    assert home.fail(5, "image", "build", "image", "--fresh")["error"] == "image-in-use"
     ended = home.call("image", "remove", "image", "other")
     assert ended.returncode == 5
     assert ended.stdout == b"other removed\n"

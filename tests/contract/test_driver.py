@@ -347,6 +347,8 @@ async def test_one_capture_follows_another_in_source_and_clone(lab: Lab) -> None
             await again.handle.resume()
             assert await lab.read(again, "note") == "a clone's"
             await lab.check(again)
+            await again.handle.pause()
+        await clone.handle.pause()  # leaves the processor to the next one
 
 
 @every_method
@@ -441,6 +443,27 @@ async def test_a_step_that_cannot_be_noted_ends_the_capture_without_harm(
         assert await subject.handle.state() is MachineState.RUNNING, failing
         await lab.runs_on(subject)
         assert pid in lab.processes() and len(lab.processes()) == 2, failing
+    await _is_whole(lab, subject, method)
+
+
+@every_method
+async def test_a_capture_that_is_cancelled_at_the_last_moment_leaves_the_source_as_it_was(
+    lab: Lab, method: CaptureMethod
+) -> None:
+    """What a user's Ctrl-C does: in the pause, and while it is not known whether the successor runs already."""
+    subject = await lab.boot()
+    pid = subject.pid
+
+    def note(step: str, **facts: Any) -> None:
+        if step == ("committing" if method is HANDOVER else "frozen"):
+            capturing.cancel()
+
+    capturing = asyncio.create_task(lab.capture(subject, method, note=note))
+    with pytest.raises(asyncio.CancelledError):
+        await capturing
+    assert lab.processes() == [pid]
+    assert await subject.handle.state() is MachineState.RUNNING
+    await lab.runs_on(subject)
     await _is_whole(lab, subject, method)
 
 

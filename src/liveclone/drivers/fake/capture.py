@@ -52,7 +52,7 @@ async def by_handover(old: FakeConnection, plan: CapturePlan) -> Captured:
         # One note before, none after: whoever finds "committing" asks the successor itself.
         plan.note("committing")
         trace.at("handover.committing")
-        resumed = await asyncio.shield(new.wire.call("resume"))
+        resumed = await new.wire.call("resume")
         undo.pop_all()  # the point of no return
         trace.at("handover.resumed")
         await asyncio.shield(_retire(old, plan, new.run))

@@ -90,7 +90,7 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         # Not a note before and after, but one before: whoever finds "committing" asks the successor itself.
         plan.note("committing")
         trace.at("handover.committing")
-        await asyncio.shield(successor.resume())
+        await successor.resume()
         done("resume")
         undo.pop_all()  # the point of no return
         trace.at("handover.resumed")

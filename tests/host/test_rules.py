@@ -16,7 +16,11 @@ LEAVES_ALL_BEHIND = """
 import os, pathlib, subprocess
 
 def test_that_leaves_things_behind():
-    subprocess.Popen(["sleep", "600"], start_new_session=True).returncode = 0
+    line = ["sh", "-c", "echo up; sleep 600; :"]
+    child = subprocess.Popen(line, start_new_session=True, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()
+    child.returncode = 0
     pathlib.Path(os.environ["LIVECLONE_HOT"]).with_name("memory").touch()
 """
 FAILS_WITH_A_LOG = """

@@ -132,6 +132,20 @@ def test_a_manifest_that_cannot_be_read_is_corrupt(things: Objects[Thing], conte
         things.list()
 
 
+def test_every_byte_of_a_manifest_counts(things: Objects[Thing]) -> None:
+    """Also those that are as good to read afterwards: another digit, another letter."""
+    path = things.create(Thing(id="aaaaaaaaaaaa", name="web")) / "manifest.json"
+    data = path.read_bytes()
+    for at in range(len(data)):
+        for bit in (0x01, 0x20, 0x80):
+            path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            with pytest.raises(Corrupt) as caught:
+                things.load("aaaaaaaaaaaa")
+            assert (caught.value.code, caught.value.on) == ("bad-manifest", str(path))
+    path.write_bytes(data)
+    assert things.load("aaaaaaaaaaaa").name == "web"
+
+
 def test_a_manifest_is_replaced_whole(things: Objects[Thing], monkeypatch: pytest.MonkeyPatch) -> None:
     made = Thing(id="aaaaaaaaaaaa", name="web")
     folder = things.create(made)

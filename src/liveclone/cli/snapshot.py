@@ -149,9 +149,8 @@ def remove(cli: Cli, snapshots: params.Snapshots) -> int:
         done: list[tuple[str, list[str], LivecloneError | None]] = []
         for text in dict.fromkeys(snapshots):
             try:
-                clones = removals.find_machines_of(ctx, ctx.snapshots.find(text))
                 removed = await removals.remove_snapshot(ctx, text)
-                done.append((removed.name, [clone.name for clone in clones], None))
+                done.append((removed.name, list(removed.run_on), None))
             except LivecloneError as error:
                 done.append((text, [], error))
         return done

@@ -13,7 +13,6 @@ from typing import Any
 from ..errors import LivecloneError, NotFound, StoreError
 from ..host import files, locks, process
 from ..model.machine import Machine, MemorySource
-from ..model.snapshot import Snapshot
 from ..store.layout import MANIFEST
 from . import parts, wiring
 from .context import Context
@@ -74,15 +73,17 @@ def _discard(ctx: Context, machine_id: str) -> None:
     ctx.layout.lock(f"machine-{machine_id}").unlink(missing_ok=True)
 
 
-def dispose_snapshot(ctx: Context, snapshot: Snapshot) -> None:
-    """Remove a snapshot; the caller holds it alone. Machines that run from it run on; layers in use stay."""
-    folder = ctx.layout.snapshot(snapshot.id)
-    if snapshot.hot is not None:
-        Path(snapshot.hot.path).unlink(missing_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+def dispose_snapshot(ctx: Context, snapshot_id: str, hot: Path) -> None:
+    """Remove a snapshot and its memory image `hot`; the caller holds it alone.
+
+    Machines that run from it run on; layers in use stay.
+    """
+    folder = ctx.layout.snapshot(snapshot_id)
+    hot.unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     keep_layer_only(folder)
     for name in ("snapshot", "evidence"):
-        ctx.layout.lock(f"{name}-{snapshot.id}").unlink(missing_ok=True)
+        ctx.layout.lock(f"{name}-{snapshot_id}").unlink(missing_ok=True)
     sweep(ctx)
 
 

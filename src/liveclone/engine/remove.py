@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from ..errors import Conflict, NotFound, Refused
-from ..host import process
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Conflict, Corrupt, NotFound, Refused
+from ..host import locks, process
+from ..ids import is_id
 from ..model.machine import Machine
-from ..model.snapshot import Snapshot
+from ..store.layout import MANIFEST
 from . import disposal
-from .context import Context
+from .context import BUSY_DEADLINE_S, Context
 from .holding import hold_machine
 
 
@@ -36,21 +41,44 @@ async def remove_machine(ctx: Context, text: str, *, force: bool) -> Machine:
     return found
 
 
-async def remove_snapshot(ctx: Context, text: str) -> Snapshot:
+@dataclass(frozen=True)
+class Removed:
+    """A snapshot that was removed, and the machines that were cloned from it and stay."""
+
+    name: str
+    run_on: tuple[str, ...]
+
+
+async def remove_snapshot(ctx: Context, text: str) -> Removed:
     """Remove the snapshot that `text` names; waits for clones that are just starting from it.
+
+    One whose manifest is damaged is removed when `text` is its id.
 
     Raises:
         NotFound: there is none. Conflict: clones of it keep starting.
+        Corrupt: it cannot be looked for, since a manifest is damaged; which one is in `on`.
     """
-    found = ctx.snapshots.find(text)
-    async with ctx.hold_snapshot(found.id, f"removing {found.name}", shared=False) as snapshot:
-        disposal.dispose_snapshot(ctx, snapshot)
-    return found
+    try:
+        found = ctx.snapshots.find(text)
+        snapshot_id, name = found.id, found.name
+    except Corrupt as error:
+        if not is_id(text) or error.on != str(ctx.layout.snapshot(text) / MANIFEST):
+            raise
+        snapshot_id = name = text
+    path = ctx.layout.lock(f"snapshot-{snapshot_id}")
+    async with locks.hold_async(path, f"removing {name}", BUSY_DEADLINE_S):
+        hot = ctx.layout.hot_image(snapshot_id)
+        with contextlib.suppress(Corrupt):
+            snapshot = ctx.snapshots.load(snapshot_id)
+            hot = Path(snapshot.hot.path) if snapshot.hot else hot
+        run_on = tuple(machine.name for machine in find_machines_of(ctx, snapshot_id))
+        disposal.dispose_snapshot(ctx, snapshot_id, hot)
+    return Removed(name, run_on)
 
 
-def find_machines_of(ctx: Context, snapshot: Snapshot) -> list[Machine]:
+def find_machines_of(ctx: Context, snapshot_id: str) -> list[Machine]:
     """Return the machines that were cloned from a snapshot and still exist."""
-    return [machine for machine in ctx.machines.list() if machine.clone_of == snapshot.id]
+    return [machine for machine in ctx.machines.list() if machine.clone_of == snapshot_id]
 
 
 async def remove_image(ctx: Context, name: str) -> None:

@@ -154,7 +154,7 @@ async def summarize(ctx: Context, machine: Machine) -> MachineSummary:
 def show_snapshot(ctx: Context, text: str) -> SnapshotDetail:
     """Return all that is known of a snapshot."""
     snapshot = ctx.snapshots.find(text)
-    clones = remove.find_machines_of(ctx, snapshot)
+    clones = remove.find_machines_of(ctx, snapshot.id)
     return SnapshotDetail(
         summary=summarize_snapshot(ctx, snapshot, len(clones)),
         snapshot=snapshot,

@@ -2,6 +2,8 @@
 
     FOLDER/ID/manifest.json      written whole or not at all; an object without one is half-made and not listed
 
+One that is damaged stops every command but its own removal by id: what it owns is not known, so nothing may be swept away.
+
 Objects are asked for by name, by id, or by the beginning of an id. Names are unique within a collection.
 """
 
@@ -12,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, Corrupt, NotFound
 from ..host import files, locks
-from ..ids import check_name
-from ..model import base
+from ..ids import check_name, is_id
+from . import manifests
 from .layout import MANIFEST
 
 
@@ -54,11 +56,15 @@ class Objects(Generic[T]):
         return self._folder / object_id
 
     def list(self) -> list[T]:
-        """Return all objects, oldest first (their manifests' creation time)."""
+        """Return all objects, oldest first (their manifests' creation time).
+
+        Raises:
+            Corrupt: a manifest cannot be read.
+        """
         found = []
         for path in self._folder.glob(f"*/{MANIFEST}"):
             try:
-                found.append(base.decode(path.read_bytes(), self._kind, str(path)))
+                found.append(self._read(path))
             except FileNotFoundError:
                 continue  # removed while we were looking
         return sorted(found, key=lambda value: getattr(value, "created_at", value.id))
@@ -71,7 +77,7 @@ class Objects(Generic[T]):
         """
         path = self.folder(object_id) / MANIFEST
         try:
-            return base.decode(path.read_bytes(), self._kind, str(path))
+            return self._read(path)
         except FileNotFoundError as error:
             raise self._missing(object_id, []) from error
 
@@ -81,7 +87,10 @@ class Objects(Generic[T]):
         Raises:
             NotFound: none; names that look similar are proposed.
             Conflict: a prefix that fits several (code "ambiguous").
+            Corrupt: a manifest cannot be read; of several the one with this id is named.
         """
+        if is_id(text) and (self.folder(text) / MANIFEST).exists():
+            self.load(text)
         objects = self.list()
         for exact in (
             [o for o in objects if o.name == text],
@@ -129,13 +138,23 @@ class Objects(Generic[T]):
 
         Without `durable` it may be the old one after a crash of the host (not of a process).
         """
-        files.write_atomic(self.folder(value.id) / MANIFEST, base.encode(value), durable=durable)
+        files.write_atomic(self.folder(value.id) / MANIFEST, manifests.render(value), durable=durable)
 
     def remove(self, object_id: str) -> None:
         """Remove the object's folder, its manifest first, so that no half-removed object is ever listed."""
         folder = self.folder(object_id)
         (folder / MANIFEST).unlink(missing_ok=True)
         files.remove_tree(folder)
+
+    def _read(self, path: Path) -> T:
+        try:
+            return manifests.parse(path.read_bytes(), self._kind, str(path))
+        except Corrupt as error:
+            if self.noun == "snapshot":
+                error.next_step = (
+                    f"liveclone snapshot remove {path.parent.name}, or restore the file from a copy"
+                )
+            raise
 
     def _missing(self, text: str, names: Sequence[str]) -> NotFound:
         near = difflib.get_close_matches(text, names, 3)

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from liveclone.model.snapshot import Snapshot, SnapshotState
+from liveclone.store import manifests
+
 from .conftest import Home
 from .terminal import Terminal
 
@@ -378,8 +381,9 @@ def test_what_a_killed_command_has_left_is_seen_and_repaired(home: Home) -> None
 def test_a_snapshot_whose_sealing_died_is_sealed_by_repair(home: Home) -> None:
     home.run("run", "image", "--name", "web", "-m", "128M")
     home.run("snapshot", "web", "--wait-sealed")
-    manifest = next((home.folder / "snapshots").glob("*/manifest.json"))
-    manifest.write_text(manifest.read_text().replace('"state": "sealed"', '"state": "ready"'))
+    path = next((home.folder / "snapshots").glob("*/manifest.json"))
+    sealed = manifests.parse(path.read_bytes(), Snapshot, str(path))
+    path.write_bytes(manifests.render(sealed.replace(state=SnapshotState.READY)))
     assert home.run("repair") == "web-1: is being sealed in the background\n"
     home.run("snapshot", "seal", "web-1")
     home.remove_all()

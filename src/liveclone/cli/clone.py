@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 def clone(
     cli: Cli,
     snapshot: params.Snapshot,
-    count: Annotated[int, typer.Option("--count", "-n", metavar="N", help="How many.")] = 0,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", metavar="N", help="How many; one, or as many as names are given."),
+    ] = None,
     name: Annotated[
         list[str] | None,
         typer.Option(help="A clone's name; SNAPSHOT-cN by default. May be given again.", show_default=False),
@@ -48,7 +51,7 @@ def clone(
 
         request = clones.Request(
             snapshot=snapshot,
-            count=count or max(1, len(names)),
+            count=max(1, len(names)) if count is None else count,
             names=names,
             ports=params.parse_ports(publish),
             network=params.parse_network(network),

@@ -154,6 +154,7 @@ def test_run_with_ports(home: Home) -> None:
         (3, "bad-pair", ("run", "image", "--label", "x")),
         (3, "no-network", ("run", "image", "--network", "none", "-p", "80")),
         (3, "bad-count", ("clone", "warm", "-n", "-1")),
+        (3, "bad-count", ("clone", "warm", "-n", "0")),
         (3, "bad-port", ("clone", "warm", "-n", "2", "-p", "8080:80")),
         (3, "name-taken", ("clone", "warm", "--name", "web")),
         (3, "name-taken", ("snapshot", "web", "--name", "warm")),

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import LivecloneError, StoreError
 from ...host import files
 from . import argv
 from .session import Session
@@ -85,10 +86,15 @@ class Intake:
         finally:
             os.close(image)
 
-    async def abandon(self) -> None:
-        """Wait until the thread has ended, whatever became of it."""
-        with contextlib.suppress(Exception):
+    async def abandon(self) -> StoreError | None:
+        """Wait until the thread has ended, whatever became of it; return why it could not write, if it could not."""
+        try:
             await self._work
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 - a stream that was cut short, for a reason that QEMU knows
+            pass
+        return None
 
 
 def _write(image: int, run: Run, seen: set[int]) -> None:
@@ -118,6 +124,9 @@ async def open_intake(session: Session, memory: Path, device_state: Path) -> Asy
     """Lend QEMU the writing end of a pipe as `fd:capture` and take in what comes.
 
     On the way out by an error the thread has ended and both files are removed.
+
+    Raises:
+        StoreError: a file could not be written; what QEMU has to say of its broken pipe is only the consequence.
     """
     splitter = await asyncio.to_thread(_make_splitter)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
@@ -134,11 +143,13 @@ async def open_intake(session: Session, memory: Path, device_state: Path) -> Asy
     try:
         yield intake
         await intake.finish()
-    except BaseException:
+    except BaseException as error:
         # If the migration never began QEMU still holds the pipe, and the thread would wait for ever.
         with contextlib.suppress(Exception):
             await session.call("closefd", fdname=NAME)
-        await intake.abandon()
+        reason = await intake.abandon()
         memory.unlink(missing_ok=True)
         device_state.unlink(missing_ok=True)
+        if reason is not None and isinstance(error, LivecloneError):
+            raise reason from error
         raise

@@ -7,10 +7,12 @@ free is `Settings.reserve_bytes`. A user who knows better says --overcommit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ..errors import Refused
 from ..host import machine as host
+from ..model.machine import Machine, MemorySource
 from ..model.snapshot import Snapshot
 from ..units import MIB, render_size
 from .context import Context
@@ -35,6 +37,20 @@ def check_boot(ctx: Context, ram_bytes: int) -> None:
     """Raise Refused unless a machine with its whole RAM fits."""
     _check(ctx, OVERHEAD + ram_bytes, f"a machine with {render_size(ram_bytes)}", 0)
     check_hot(ctx, ram_bytes, f"a machine with {render_size(ram_bytes)}")
+
+
+def check_capture(ctx: Context, machine: Machine) -> None:
+    """Raise Refused unless a second image of the machine's memory fits into the hot folder.
+
+    Besides the image itself that is what its present RAM file has holes for: a capture reads every page, and a hole
+    of a tmpfs file takes a page when it is read (docs/adr/0001).
+    """
+    ram_bytes = machine.hardware.ram_bytes
+    holes = 0
+    if machine.memory is not None and machine.memory.source is not MemorySource.PRIVATE_DISK:
+        with contextlib.suppress(FileNotFoundError):  # its snapshot was removed: no name any more
+            holes = max(ram_bytes - os.stat(machine.memory.path).st_blocks * 512, 0)
+    check_hot(ctx, ram_bytes + holes, f"the memory image of {machine.name}")
 
 
 def check_hot(ctx: Context, needed: int, what: str) -> None:

@@ -84,7 +84,7 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
             next_step="leave the method out (stream)",
         )
     if method is not CaptureMethod.HANDOVER:
-        capacity.check_hot(ctx, machine.hardware.ram_bytes, f"the memory image of {machine.name}")
+        capacity.check_capture(ctx, machine)
     name = request.name or _free_name(ctx, machine)
     check_name(name, "snapshot name")
     taken = [other for other in ctx.snapshots.list() if other.name == name]

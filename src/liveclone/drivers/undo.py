@@ -1,11 +1,15 @@
-"""Undo that every driver needs."""
+"""Undo that every driver needs, and its opposite: work that is past the point where it can be undone."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
 from ..errors import Interrupted, LivecloneError
 from ..model.machine import MachineState
+
+T = TypeVar("T")
 
 
 class Resumable(Protocol):
@@ -29,3 +33,17 @@ async def resume_after(handle: Resumable) -> None:
     except LivecloneError:
         if await handle.state() is not MachineState.RUNNING:
             raise
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Carry `work` to its end though we are cancelled meanwhile; the cancelling comes at the caller's next await."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    this = asyncio.current_task()
+    if cancelled and this is not None:
+        this.cancel()
+    return task.result()

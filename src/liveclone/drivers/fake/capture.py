@@ -17,7 +17,7 @@ from ... import trace
 from ...host import process
 from ...model.machine import Memory, MemorySource
 from ..base import Captured, CapturePlan
-from ..undo import resume_after
+from ..undo import finish, resume_after
 from . import launch, layers
 from .connection import FakeConnection
 
@@ -55,7 +55,7 @@ async def by_handover(old: FakeConnection, plan: CapturePlan) -> Captured:
         resumed = await new.wire.call("resume")
         undo.pop_all()  # the point of no return
         trace.at("handover.resumed")
-        await asyncio.shield(_retire(old, plan, new.run))
+        await finish(_retire(old, plan, new.run))
     return Captured(
         handle=old.successor(new.process, new.wire),
         memory=memory,
@@ -70,7 +70,6 @@ async def _retire(old: FakeConnection, plan: CapturePlan, run: Path) -> None:
     """End the old process for good, then let the new one's sockets be the machine's."""
     await old.close()
     await process.end(old.process)
-    plan.note("retired")
     trace.at("handover.retired")
     launch.adopt(plan.folder, run)
 

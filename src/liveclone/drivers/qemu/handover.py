@@ -20,13 +20,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from ... import trace
+from ...errors import LivecloneError
 from ...host import process
 from ...model.machine import Memory, MemorySource
 from ..base import Captured, CapturePlan
-from ..undo import resume_after
+from ..undo import finish, resume_after
 from . import argv, disk, launch, migration
 from .connection import Connection
-from .session import event_ns
+from .session import Watch, event_ns
 
 CAPABILITY = "x-ignore-shared"
 
@@ -94,28 +95,35 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         done("resume")
         undo.pop_all()  # the point of no return
         trace.at("handover.resumed")
-        await asyncio.shield(_retire(old, plan, new.run))
-        stopped = await watch_old.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
-        resumed = await watch_new.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
+        pause_ns = await finish(_retire(old, plan, new.run, watch_old, watch_new))
         done("retire")
     return Captured(
         handle=successor,
         memory=memory,
         ignore_shared=True,
         devices=argv.DEVICES,
-        pause_ns=event_ns(resumed) - event_ns(stopped),
+        pause_ns=pause_ns,
         steps_ms=steps,
     )
 
 
-async def _retire(old: Connection, plan: CapturePlan, run: Path) -> None:
-    """End the old process for good, then let the new one's sockets be the machine's."""
+async def _retire(old: Connection, plan: CapturePlan, run: Path, watch_old: Watch, watch_new: Watch) -> int:
+    """End the old process for good, let the new one's sockets be the machine's; return how long it stood still (ns).
+
+    Nothing here may fail or be cut short, for whatever the caller would undo then is what the new process runs on. So there
+    is no note either: a disk that is full would refuse it.
+    """
+    pause_ns = 0
+    with contextlib.suppress(LivecloneError):  # a figure that is not known is no reason
+        stopped = await watch_old.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
+        resumed = await watch_new.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
+        pause_ns = event_ns(resumed) - event_ns(stopped)
     with contextlib.suppress(Exception):
         await old.close()
     await process.end(old.process)
-    plan.note("retired")
     trace.at("handover.retired")
     launch.adopt(plan.folder, run)
+    return pause_ns
 
 
 async def _resume_old(old: Connection) -> None:

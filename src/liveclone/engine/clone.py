@@ -15,6 +15,7 @@ siblings are not touched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -22,12 +23,12 @@ from pathlib import Path
 
 from .. import trace
 from ..drivers.base import Handle, RestorePlan
-from ..errors import GuestError, LivecloneError
+from ..errors import GuestError, LivecloneError, TimedOut
 from ..host import locks
 from ..ids import new_id
 from ..model.base import now
 from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
-from ..model.machine import Machine, Memory
+from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
 from . import capacity, disposal, identify, parts, wiring
@@ -118,7 +119,9 @@ class _Clone:
             trace.at("clone.restored")
             try:
                 evidence, machine = await self._identify(handle, machine)
-            except LivecloneError:
+            except LivecloneError as error:
+                if isinstance(error, TimedOut):
+                    await _explain_silence(ctx, handle, error)
                 if self.request.keep_failed:
                     keep.pop_all()
                     ctx.machines.save(machine.replace(quarantined=True))
@@ -212,6 +215,14 @@ async def _remove(ctx: Context, machine_id: str) -> None:
         await disposal.dispose_id(ctx, machine_id)
 
     await asyncio.shield(work())
+
+
+async def _explain_silence(ctx: Context, handle: Handle, error: TimedOut) -> None:
+    """Say of a guest that did not answer in time why, when its processors stand still."""
+    with contextlib.suppress(LivecloneError):
+        if await handle.state() is MachineState.PAUSED:
+            error.seen += "; the machine stands still, as it does when it writes to a disk that is full"
+            error.next_step = f"make room: df -h {ctx.layout.home}"
 
 
 def _with_network(machine: Machine, evidence: Evidence, seen: Sequence[str]) -> Evidence:

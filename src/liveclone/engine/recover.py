@@ -88,6 +88,7 @@ async def _renew(ctx: Context, machine: Machine) -> Machine:
     """Network, generation and entropy of a source whose snapshot was cut short. A silent agent is left for later."""
     handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
     try:
+        await handle.resume()  # a guest that wrote while the disk was full stands still
         await wiring.reconnect(ctx, handle, machine, None)
         if not process.is_alive(machine.port_process):  # it waits a few seconds for a successor, then ends
             machine = wiring.publish(ctx, machine)

@@ -10,6 +10,7 @@ A machine from an image gets an identity of its own too, before its network: all
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -88,8 +89,11 @@ async def start(ctx: Context, text: str) -> Machine:
     async with hold_machine(ctx, found.id, f"starting {found.name}") as machine:
         if process.is_alive(machine.process):
             handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
-            await handle.resume()
-            await handle.close()
+            try:
+                await handle.resume()
+                await _configure_again(ctx, handle, machine)
+            finally:
+                await handle.close()
             return machine
         if machine.quarantined:
             raise Refused(
@@ -206,6 +210,15 @@ async def _boot(ctx: Context, machine: Machine) -> Handle:
             memory=machine.memory,
         )
     )
+
+
+async def _configure_again(ctx: Context, handle: Handle, machine: Machine) -> None:
+    """Give a machine that goes on what it may have missed; nothing happens where it has its network, or no agent."""
+    with contextlib.suppress(LivecloneError):
+        await wiring.reconnect(ctx, handle, machine, None)
+        if _has_agent(ctx, machine) and not machine.quarantined:
+            async with agents.connect(handle, machine.name) as agent:
+                await wiring.configure(machine, agent)
 
 
 def _with_process(ctx: Context, machine: Machine, handle: Handle) -> Machine:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from .. import trace
 from ..drivers.base import Captured, CapturePlan, Handle
 from ..errors import LivecloneError
-from ..host import files
+from ..host import files, process
 from ..model.base import now
 from ..model.machine import Machine
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
@@ -55,7 +56,14 @@ async def take(ctx: Context, request: Request) -> Snapshot:
         async with owned:
             await check_state(handle, machine)
             work = plan(ctx, machine, request)
-            snapshot, handle = await _carry_out(work, handle)
+            try:
+                snapshot, handle = await _carry_out(work, handle)
+            except LivecloneError as error:
+                error.source_state = error.source_state or "running"
+                if work.unsettled:
+                    error.source_state = "running, without its network"
+                    error.next_step += f"; then liveclone repair {machine.name}"
+                raise
             owned.pop_all()
             owned.push_async_callback(handle.close)
     sealing = seal.start(ctx, snapshot)
@@ -68,7 +76,7 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
     """Do the steps; returns the snapshot and the handle of the process in which the source runs on."""
     ctx, machine, journal = work.ctx, work.machine, work.journal
     async with AsyncExitStack() as undo:
-        work.folder.mkdir(mode=0o700)
+        files.make_folder(work.folder)
         undo.callback(files.remove_tree, work.folder)
         journal.begin(
             "snapshot",
@@ -79,23 +87,20 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
             next_disk=str(work.next_disk),
             method=work.method.value,
         )
-        undo.callback(journal.end)
+        undo.callback(work.end)
         trace.at("snapshot.begun")
         work.key = ctx.evidence(work.id).make_key()
-        try:
-            captured = await _until_captured(work, handle, undo)
-        except LivecloneError as error:
-            error.source_state = error.source_state or "running"
-            raise
-        # The source may be another process now: whatever fails from here on, its manifest must say so first.
-        undo.pop_all()
-        changed = _commit(work, captured)
+        captured = await _until_captured(work, handle, undo)
+    # Whatever fails from here on, the source's manifest must first say in which process it runs.
     async with AsyncExitStack() as failed:
         failed.push_async_callback(captured.handle.close)
+        with _forward_only(machine, "running, without its network"):
+            changed = _commit(work, captured)
         trace.at("snapshot.committed")
         problem = await _reconnect(work, captured.handle, changed)
         trace.at("snapshot.reconnected")
-        snapshot = _write_manifest(work, captured)
+        with _forward_only(machine, "running"):
+            snapshot = _write_manifest(work, captured)
         if problem is not None:
             # The snapshot is good; the journal stays, so that the next command, or `repair`, mends the source.
             problem.source_state = "running, but its network or entropy was not renewed"
@@ -105,6 +110,17 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
         trace.at("snapshot.done")
         failed.pop_all()
     return snapshot, captured.handle
+
+
+@contextlib.contextmanager
+def _forward_only(machine: Machine, source_state: str) -> Iterator[None]:
+    """Say of an error in the block that nothing is undone: the journal stays, and the next command settles it."""
+    try:
+        yield
+    except LivecloneError as error:
+        error.source_state = source_state
+        error.next_step = f"{error.next_step}; then liveclone repair {machine.name}"
+        raise
 
 
 async def _reconnect(work: Work, handle: Handle, machine: Machine) -> LivecloneError | None:
@@ -130,7 +146,7 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         work.items = await identify.observe(agent, work.key, work.id)
         work.mark("prepare")
         trace.at("snapshot.prepared")
-        undo.push_async_callback(_undo_prepare, ctx, handle, machine, work.key, work.id)
+        undo.push_async_callback(_undo_prepare, work, handle)
         # Still connected when the state is saved: in a clone the agent's port is connected from the start.
         return await _capture(work, handle, undo)
 
@@ -165,22 +181,26 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         before_pause=unplug,
     )
     captured = await handle.capture(plan)
+    # The source may be another process now. No await may come before this one: a ctrl-C that was put off comes with it.
+    undo.pop_all()
     work.mark("capture")
     return captured
 
 
-async def _undo_prepare(ctx: Context, handle: Handle, machine: Machine, key: bytes, snapshot_id: str) -> None:
+async def _undo_prepare(work: Work, handle: Handle) -> None:
     """Plug the NICs again and tell the guest that it goes on; a silent agent is no reason to leave the NICs out."""
+    ctx, machine = work.ctx, work.machine
 
-    async def work() -> None:
-        with contextlib.suppress(LivecloneError):
+    async def carry_out() -> None:
+        try:
             await wiring.reconnect(ctx, handle, machine, None)
-        with contextlib.suppress(LivecloneError):
             async with agents.connect(handle, machine.name) as agent:
-                await identify.refresh(agent, machine, key, snapshot_id)
                 await wiring.configure(machine, agent)
+                await identify.refresh(agent, machine, work.key, work.id)
+        except LivecloneError:
+            work.unsettled = process.is_alive(machine.process)
 
-    await asyncio.shield(work())
+    await asyncio.shield(carry_out())
 
 
 def _commit(work: Work, captured: Captured) -> Machine:

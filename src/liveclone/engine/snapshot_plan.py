@@ -52,6 +52,14 @@ class Work:
     warnings: tuple[str, ...] = ()
     steps_ms: dict[str, float] = field(default_factory=dict)
     marked: float = 0.0
+    unsettled: bool = (
+        False  # the undo could not give the source its network back; the journal stays, for `repair`
+    )
+
+    def end(self) -> None:
+        """End the journal, unless something is left to be done."""
+        if not self.unsettled:
+            self.journal.end()
 
     def mark(self, step: str) -> None:
         self.steps_ms[step] = round((time.monotonic() - self.marked) * 1000, 3)

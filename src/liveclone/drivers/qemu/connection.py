@@ -34,7 +34,7 @@ STATES = {
     "shutdown": MachineState.STOPPED,
     "guest-panicked": MachineState.CRASHED,
     "internal-error": MachineState.CRASHED,
-    "io-error": MachineState.CRASHED,
+    "io-error": MachineState.PAUSED,  # it wrote where there was no room, and goes on when told to
     "watchdog": MachineState.CRASHED,
     "colo": MachineState.PAUSED,
 }

@@ -23,7 +23,7 @@ def begin_machine(ctx: Context, machine_id: str, operation: str, **facts: Any) -
 
     Before its address is taken and its manifest written, so that `sweep` finds whatever a death in between leaves.
     """
-    ctx.layout.machine(machine_id).mkdir(mode=0o700)
+    files.make_folder(ctx.layout.machine(machine_id))
     ctx.journal(machine_id).begin(operation, **facts)
 
 

@@ -59,6 +59,18 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a new folder, owner only.
+
+    Raises:
+        StoreError: it cannot be made, or is there already.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise explain(error, "making a folder", folder) from error
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder with all in it; one that is gone is no error."""
     try:

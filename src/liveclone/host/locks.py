@@ -102,9 +102,11 @@ def _take(fd: int, kind: int) -> bool:
 
 
 def _sign(fd: int, what: str, shared: bool) -> None:
+    """Say who we are, as far as there is room for it: what counts is the lock."""
     if not shared:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {what}".encode(), 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {what}".encode(), 0)
 
 
 def _busy(fd: int, path: Path, what: str) -> Conflict:

@@ -91,6 +91,7 @@ class EvidenceBook:
 
     def record(self, evidence: Evidence) -> None:
         """Write evidence that needs no verdict (the source's)."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if not self._folder.exists():
+            files.make_folder(self._folder)
         path = self._folder / f"{evidence.machine}.json"
         files.write_atomic(path, base.encode(evidence), durable=False)

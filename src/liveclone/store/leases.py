@@ -70,8 +70,11 @@ class LeaseBook:
             mac = "02:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
             if mac not in used:
                 break
-        with self._macs.open("a", encoding="ascii") as file:
-            file.write(mac + "\n")
+        try:
+            with self._macs.open("a", encoding="ascii") as file:
+                file.write(mac + "\n")
+        except OSError as error:
+            raise files.explain(error, "writing a MAC down", self._macs) from error
         return mac
 
     def _address(self, machine_id: str) -> str:

@@ -81,10 +81,16 @@ class Intake:
                         sized = True
                         self._loop.call_soon_threadsafe(self._first.set)
                     _write(image, run, seen)
-            self._device_state.write_bytes(splitter.finish())
+            self._write_state(splitter.finish())
             os.ftruncate(image, splitter.block_bytes)  # for a stream that held no page
         finally:
             os.close(image)
+
+    def _write_state(self, data: bytes) -> None:
+        try:
+            self._device_state.write_bytes(data)
+        except OSError as error:
+            raise files.explain(error, "writing a part of the snapshot", self._device_state) from error
 
     async def abandon(self) -> StoreError | None:
         """Wait until the thread has ended, whatever became of it; return why it could not write, if it could not."""

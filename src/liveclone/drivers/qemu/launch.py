@@ -71,7 +71,7 @@ async def launch(
     """
     run = folder / f"{CURRENT}.{secrets.token_hex(4)}"
     with ExitStack() as undo:
-        run.mkdir(mode=0o700)
+        files.make_folder(run)
         undo.callback(shutil.rmtree, run, ignore_errors=True)
         with ExitStack() as listening:
             sockets = {n: listening.enter_context(unix_socket.listen(run / n)) for n in argv.SOCKETS}

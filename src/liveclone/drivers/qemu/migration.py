@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 from ...errors import HypervisorError, LivecloneError
+from ...host import files
 from .session import Session, Watch
 
 ENDS = ("completed", "failed", "cancelled")
@@ -55,10 +58,21 @@ async def failure(session: Session, what: str) -> HypervisorError:
 
 
 async def save_state(session: Session, path: Path, deadline_s: float) -> None:
-    """Write the state of a machine that stands still to `path`, without shared RAM; it stands still afterwards."""
+    """Write the state of a machine that stands still to `path`, without shared RAM; it stands still afterwards.
+
+    Raises:
+        StoreError: there is no room for it, of which QEMU says no more than "Input/output error". Else as `wait_for_end`.
+    """
+    what = "saving device state"
     async with session.watch("MIGRATION") as watch:
         await session.call("migrate", uri=f"file:{path}")
-        await wait_for_end(watch, session, "saving device state", deadline_s)
+        try:
+            await wait_for_end(watch, session, what, deadline_s)
+        except HypervisorError as error:
+            if os.statvfs(path.parent).f_bavail == 0:
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise files.explain(full, what, path) from error
+            raise
 
 
 async def load_state(session: Session, path: Path, deadline_s: float) -> None:

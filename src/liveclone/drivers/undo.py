@@ -37,13 +37,14 @@ async def resume_after(handle: Resumable) -> None:
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
     """Carry `work` to its end though we are cancelled meanwhile; the cancelling comes at the caller's next await."""
-    task, cancelled = asyncio.ensure_future(work), False
+    task, this, cancelled = asyncio.ensure_future(work), asyncio.current_task(), False
+    assert this is not None
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
+            this.uncancel()  # counted, and asked for again below
             cancelled = True
-    this = asyncio.current_task()
-    if cancelled and this is not None:
+    if cancelled:
         this.cancel()
     return task.result()

@@ -127,4 +127,11 @@ async def _retire(old: Connection, plan: CapturePlan, run: Path, watch_old: Watc
 
 
 async def _resume_old(old: Connection) -> None:
-    await asyncio.shield(resume_after(old))
+    """Let the old process run. Were we cancelled while it saves, it would stop again when it has done so."""
+
+    async def work() -> None:
+        with contextlib.suppress(LivecloneError):
+            await migration.give_up(old.session)
+        await resume_after(old)
+
+    await asyncio.shield(work())

@@ -82,6 +82,15 @@ async def load_state(session: Session, path: Path, deadline_s: float) -> None:
         await wait_for_end(watch, session, "loading device state", deadline_s)
 
 
+async def give_up(session: Session) -> None:
+    """End a migration that is under way, whoever began it; nothing happens when there is none."""
+    if (await session.call("query-migrate")).get("status") in UNDER_WAY:
+        async with session.watch("MIGRATION") as watch:
+            await session.call("migrate_cancel")
+            if (await session.call("query-migrate")).get("status") in UNDER_WAY:
+                await watch.until(has_ended, "giving up the migration", 10.0)
+
+
 def has_ended(event: dict[str, Any]) -> bool:
     """Tell whether a MIGRATION event says that the migration is over, well or not."""
     return event["data"]["status"] in ENDS

@@ -88,11 +88,7 @@ async def _settle_in_place(handle: QemuHandle, facts: dict[str, Any]) -> bool:
     Returns whether the machine writes the new layer: one that cannot be taken off now is no harm, it stays.
     """
     session = handle.session
-    if (await session.call("query-migrate")).get("status") in migration.UNDER_WAY:
-        async with session.watch("MIGRATION") as watch:
-            await session.call("migrate_cancel")
-            if (await session.call("query-migrate")).get("status") in migration.UNDER_WAY:
-                await watch.until(migration.has_ended, "giving up the migration", 10.0)
+    await migration.give_up(session)
     await handle.resume()
     await migration.set_abilities(session)
     node = facts.get("node", "")

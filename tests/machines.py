@@ -405,7 +405,9 @@ class Operation:
         deadlines: dict[str, float] | None = None,
         **arguments: Any,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="operation-", dir=lab.settings.home.parent))
+        # In the folder of the run, whatever home the lab has: that may be full.
+        run = Path(os.environ["LIVECLONE_HOME"]).parent
+        self._folder = Path(tempfile.mkdtemp(prefix="operation-", dir=run))
         self._fifos = {point: self._make_fifo(point) for point in stops}
         trace = self._make_fifo("trace")
         # Open for writing too, so that there is no end of file between two points.
@@ -464,11 +466,13 @@ class Operation:
         self._process.wait(PATIENCE_S)
 
     def result(self) -> dict[str, Any]:
-        """Wait for the end; return what it printed, or {"killed": True}."""
+        """Wait for the end; return what it printed, or {"killed": True}, or {"interrupted": True}."""
         out, err = self._process.communicate(timeout=2 * PATIENCE_S)
         self._read_trace()
         if self._process.returncode == -signal.SIGKILL:
             return {"killed": True}
+        if self._process.returncode == -signal.SIGINT:
+            return {"interrupted": True}
         assert self._process.returncode in (0, 1) and out, err.decode()
         found: dict[str, Any] = json.loads(out)
         return found

@@ -118,6 +118,7 @@ def _busy(fd: int, path: Path, what: str) -> Conflict:
         tried=what,
         on=path.name,
         seen=f"process {pid}: {does}" if pid else "held",
+        source_state="not touched",
         next_step="try again when it has finished",
     )
 

@@ -237,6 +237,7 @@ class Lab:
 
     def snapshots_sealed(self) -> None:
         """Wait until nobody is at work on sealing a snapshot."""
+        _wait_for_names()
         for pid, line in process.find(str(self.ctx.layout.home)):
             if seal.__name__ in line:
                 with suppress(LivecloneError):
@@ -456,6 +457,26 @@ class Operation:
             if self._ended in readable and point not in self.passed:
                 raise AssertionError(f"it ended before {point}: {self.passed} {self._process.communicate()}")
 
+    def wait_for_lock(self, name: str) -> None:
+        """Wait until the operation has the lock file open: it waits for whoever holds it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(path.endswith(f"/locks/{name}") for path in self._open_files()):
+            assert time.monotonic() < deadline, f"it does not want {name}"
+            assert self._process.poll() is None, (
+                f"it ended before it wanted {name}: {self._process.communicate()}"
+            )
+            time.sleep(0.01)  # the kernel tells nobody who waits for a flock(2)
+
+    def _open_files(self) -> list[str]:
+        with suppress(OSError):
+            return [str(fd.readlink()) for fd in Path(f"/proc/{self.pid}/fd").iterdir()]
+        return []
+
+    def read(self) -> list[str]:
+        """Return the points that it, and what it started, have passed until now."""
+        self._read_trace()
+        return self.passed
+
     def go_on(self, point: str) -> None:
         """Let the operation go on from `point`, which it has reached."""
         self._fifos[point].open("wb").close()
@@ -559,6 +580,15 @@ class Ticks:
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()
+
+
+def _wait_for_names() -> None:
+    """Wait until the processes that we have just started have their command lines: exec tells us a moment before."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            with suppress(OSError):
+                while not Path(f"/proc/{pid}/cmdline").read_bytes() and is_alive(int(pid)):
+                    os.sched_yield()
 
 
 def find_points(*prefixes: str) -> list[str]:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def capture(small: Lab, disk: Room, source: Machine, method: str, point: str) ->
     if not point:
         disk.fill()
     stops = [point] if point else []
-    arguments = {"machine": source.id, "method": method}
+    arguments: dict[str, Any] = {"machine": source.id, "method": method}
     with Operation(small, "snapshot", stops=stops, deadlines=QUICK, **arguments) as operation:
         if point:
             operation.reach(point)

@@ -1,7 +1,4 @@
-"""Ctrl-C around a handover's point of no return: undone before it, and behind it the source goes on in its new process.
-
-From the last step before that point on it is too late for the undo: nobody could say which of the two processes may run.
-"""
+"""Ctrl-C around a handover's point of no return: undone before it, and behind it the source goes on in its new process."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ import pytest
 from tests.fault.conftest import Sources
 from tests.machines import Lab, Operation
 
-UNDONE = ["handover.successor", "handover.pausing", "handover.paused", "handover.saved"]
+UNDONE = [f"handover.{step}" for step in ("successor", "pausing", "paused", "saved", "loaded", "committing")]
 
 
-@pytest.mark.parametrize("point", [*UNDONE, "handover.loaded", "handover.retired"])
+@pytest.mark.parametrize("point", [*UNDONE, "handover.resumed", "handover.retired"])
 def test_ctrl_c(lab: Lab, sources: Sources, point: str) -> None:
     source = sources.take()
     with Operation(lab, "snapshot", stops=[point], machine=source.id, method="handover") as operation:

@@ -585,7 +585,10 @@ class Ticks:
 def _wait_for_names() -> None:
     """Wait until the processes that we have just started have their command lines: exec tells us a moment before."""
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
+        children: list[str] = []
+        with suppress(OSError):  # a thread that has just ended
+            children = (task / "children").read_text().split()
+        for pid in children:
             with suppress(OSError):
                 while not Path(f"/proc/{pid}/cmdline").read_bytes() and is_alive(int(pid)):
                     os.sched_yield()

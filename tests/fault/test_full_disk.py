@@ -27,7 +27,11 @@ from tests.machines import Lab, Operation, check_clear, find_points
 
 SIZE = 512 * MIB
 # For what asks a guest that may stand still.
-QUICK = {"identify.IDENTIFY_DEADLINE_S": 4.0, "wiring.CONFIGURE_DEADLINE_S": 4.0}
+QUICK = {
+    "identify.IDENTIFY_DEADLINE_S": 4.0,
+    "wiring.CONFIGURE_DEADLINE_S": 4.0,
+    "wiring.UNPLUG_DEADLINE_S": 2.0,
+}
 CLONE = find_points("clone")
 BEFORE = [
     p for p in find_points("handover") if p.partition(".")[2] not in ("committing", "resumed", "retired")

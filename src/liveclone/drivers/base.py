@@ -74,8 +74,9 @@ class CapturePlan:
     """Where a capture writes, and whom it tells how far it is.
 
     `note(step, **facts)` is called at each named step, in the pause window too, and makes the facts durable
-    before the next step, so that a later process can finish or undo (engine/recover.py). `before_pause` is awaited
-    when all that takes time is prepared, so that what the guest loses for the capture it loses for a moment only.
+    before the next step, so that a later process can finish or undo (engine/recover.py). A capture that has a point of
+    no return says "committing" before it: from then on the caller does not cancel it. `before_pause` is awaited when
+    all that takes time is prepared, so that what the guest loses for the capture it loses for a moment only.
     """
 
     method: CaptureMethod

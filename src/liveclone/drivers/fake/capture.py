@@ -90,8 +90,8 @@ async def in_background(handle: FakeConnection, plan: CapturePlan) -> Captured:
             pause.push_async_callback(_resume_shielded, handle)
             paused = await wire.call("pause")
             trace.at("background.paused")
+            undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
-            undo.push_async_callback(wire.call, "thaw")
             plan.note("frozen")
             trace.at("background.frozen")
             await wire.call("protect", plan.deadline_s, device_state=plan.device_state, memory=plan.memory)
@@ -121,8 +121,8 @@ async def by_stream(handle: FakeConnection, plan: CapturePlan) -> Captured:
             pause.push_async_callback(_resume_shielded, handle)
             paused = await wire.call("pause")
             trace.at("stream.paused")
+            undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
-            undo.push_async_callback(wire.call, "thaw")
             plan.note("frozen")
             trace.at("stream.frozen")
             await wire.call("finish", plan.deadline_s, device_state=plan.device_state)
@@ -148,6 +148,12 @@ def _remove_parts(plan: CapturePlan) -> None:
     for path in (plan.memory, plan.device_state):
         with contextlib.suppress(OSError):  # its folder may be what was wrong
             path.unlink(missing_ok=True)
+
+
+async def _take_layer_off(handle: FakeConnection, plan: CapturePlan) -> None:
+    """Undo the freeze, if it was carried out: a call that was cancelled may have been."""
+    if (await handle.wire.call("status"))["disk"] == str(plan.next_disk):
+        await handle.wire.call("thaw")
 
 
 async def _resume_shielded(handle: FakeConnection) -> None:

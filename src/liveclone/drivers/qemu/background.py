@@ -33,13 +33,15 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
     session = handle.session
     async with AsyncExitStack() as watches, AsyncExitStack() as undo:
         began = time.monotonic()
-        undo.push_async_callback(migration.set_abilities, session)
+        abilities = await undo.enter_async_context(AsyncExitStack())
+        abilities.push_async_callback(migration.set_abilities, session)
         await migration.set_abilities(session, "background-snapshot")
         await session.call("migrate-set-parameters", max_bandwidth=UNLIMITED)
         below = await disk.top(session)
-        node = await disk.add_layer(session, plan.next_disk)
+        node = disk.new_node()
         layer = await undo.enter_async_context(AsyncExitStack())
-        layer.push_async_callback(disk.remove_layer, session, node)
+        layer.push_async_callback(disk.take_off, session, node, below)
+        await disk.add_layer(session, plan.next_disk, node)
         await disk.sync(plan.frozen_disk)
         # QEMU fills its page tables before it write-protects; done now, that costs next to nothing in the pause.
         await asyncio.to_thread(_populate, handle, plan)
@@ -55,8 +57,6 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
             await handle.pause()
             trace.at("background.paused")
             await disk.freeze(session, node, below)
-            layer.pop_all()
-            layer.push_async_callback(disk.thaw, session, node, below)
             plan.note("frozen")
             trace.at("background.frozen")
             await session.call("migrate", uri=f"fd:{NAME}")
@@ -68,7 +68,8 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         trace.at("background.streamed")
         stop = await marks.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
         resume = await marks.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
-        layer.pop_all()
+        await abilities.aclose()
+        layer.pop_all()  # the end: nothing that can fail or be cancelled comes after it
         steps["prepare"] = round((paused - began) * 1000, 3)
         steps["pause"] = round((resumed - paused) * 1000, 3)
         steps["stream"] = round((time.monotonic() - resumed) * 1000, 3)

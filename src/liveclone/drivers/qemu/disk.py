@@ -48,11 +48,14 @@ async def sync(path: Path) -> None:
     await asyncio.to_thread(work)
 
 
-async def add_layer(session: Session, path: Path) -> str:
-    """Open the empty overlay at `path`, not yet in use, so that `freeze` needs one command; return its node name."""
-    node = f"layer-{secrets.token_hex(4)}"
+def new_node() -> str:
+    """Return the name of a layer's node that is to be."""
+    return f"layer-{secrets.token_hex(4)}"
+
+
+async def add_layer(session: Session, path: Path, node: str) -> None:
+    """Open the empty overlay at `path`, not yet in use, so that `freeze` needs one command."""
     await session.call("blockdev-add", **argv.disk_node([(path, "qcow2")], node), backing=None)
-    return node
 
 
 async def freeze(session: Session, node: str, below: str) -> None:
@@ -77,6 +80,16 @@ async def thaw(session: Session, node: str, below: str) -> None:
             if event_name == "BLOCK_JOB_READY":
                 await session.call("job-complete", id=job)
     await remove_layer(session, node)
+
+
+async def take_off(session: Session, node: str, below: str) -> None:
+    """Undo `add_layer` and `freeze`, as far as they were carried out: a command that was cancelled may have been."""
+    if await top(session) == node:
+        await thaw(session, node, below)
+    elif any(
+        found["node-name"] == node for found in await session.call("query-named-block-nodes", flat=True)
+    ):
+        await remove_layer(session, node)
 
 
 async def remove_layer(session: Session, node: str) -> None:

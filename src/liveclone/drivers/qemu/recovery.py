@@ -96,10 +96,7 @@ async def _settle_in_place(handle: QemuHandle, facts: dict[str, Any]) -> bool:
         return False
     frozen: bool = await disk.top(session) == node
     try:
-        if frozen:
-            await disk.thaw(session, node, facts["below"])
-        else:
-            await disk.remove_layer(session, node)
+        await disk.take_off(session, node, facts["below"])
     except LivecloneError:
         return frozen
     return False

@@ -31,13 +31,15 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
     session = handle.session
     began = time.monotonic()
     async with AsyncExitStack() as watches, AsyncExitStack() as undo:
-        undo.push_async_callback(migration.set_abilities, session)
+        abilities = await undo.enter_async_context(AsyncExitStack())
+        abilities.push_async_callback(migration.set_abilities, session)
         await migration.set_abilities(session, "pause-before-switchover")
         await session.call("migrate-set-parameters", max_bandwidth=UNLIMITED, downtime_limit=PAUSE_TARGET_MS)
         below = await disk.top(session)
-        node = await disk.add_layer(session, plan.next_disk)
+        node = disk.new_node()
         layer = await undo.enter_async_context(AsyncExitStack())
-        layer.push_async_callback(disk.remove_layer, session, node)
+        layer.push_async_callback(disk.take_off, session, node, below)
+        await disk.add_layer(session, plan.next_disk, node)
         await disk.sync(plan.frozen_disk)
         intake = await undo.enter_async_context(open_intake(session, plan.memory, plan.device_state))
         watch = await watches.enter_async_context(session.watch("MIGRATION"))
@@ -58,8 +60,6 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
                 raise await migration.failure(session, "copying the memory")
             trace.at("stream.paused")
             await disk.freeze(session, node, below)
-            layer.pop_all()
-            layer.push_async_callback(disk.thaw, session, node, below)
             plan.note("frozen")
             trace.at("stream.frozen")
             await session.call("migrate-continue", state="pre-switchover")
@@ -68,7 +68,8 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         trace.at("stream.resumed")
         stop = await marks.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
         resume = await marks.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
-        layer.pop_all()
+        await abilities.aclose()
+        layer.pop_all()  # the end: nothing that can fail or be cancelled comes after it
     return Captured(
         handle=handle,
         memory=plan.present_memory,

@@ -31,7 +31,7 @@ from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
-from . import capacity, disposal, identify, parts, wiring
+from . import capacity, disposal, identify, parts, remove, wiring
 from .clone_plan import Request, Result, choose_names
 from .context import Context
 
@@ -59,9 +59,8 @@ async def start(ctx: Context, request: Request) -> list[Result]:
         ctx.progress(f"starting {request.count} clone{'s' * (request.count > 1)}", 0.0)
         done = 0
 
-        async def one(name: str) -> Result:
+        async def one(result: Result) -> None:
             nonlocal done
-            result = Result(name)
             async with gate:
                 try:
                     await _Clone(ctx, snapshot, memory, key, request, result, began).carry_out()
@@ -70,12 +69,20 @@ async def start(ctx: Context, request: Request) -> list[Result]:
                     result.error = error
             result.ready_s = time.monotonic() - began
             done += 1
-            ctx.progress(f"{name} {'failed' if result.error else 'is ready'}", done / request.count)
-            return result
+            ctx.progress(f"{result.name} {'failed' if result.error else 'is ready'}", done / request.count)
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(name)) for name in names]
-    return [task.result() for task in tasks]
+        results = [Result(name) for name in names]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for result in results:
+                    group.create_task(one(result))
+        except asyncio.CancelledError:
+            # Those that are ready are undone too: nobody is told of them.
+            for result in results:
+                if result.machine is not None:
+                    await remove.remove_machine(ctx, result.machine.id, force=True)
+            raise
+    return results
 
 
 class _Clone:
@@ -130,8 +137,8 @@ class _Clone:
             machine = wiring.publish(ctx, machine)
             ctx.machines.save(machine, durable=False)
             ctx.journal(machine_id).end()
+            self.result.machine, self.result.evidence = machine, evidence
             keep.pop_all()
-        self.result.machine, self.result.evidence = machine, evidence
         self.mark("ready")
         trace.at("clone.ready")
 

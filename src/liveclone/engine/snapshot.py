@@ -11,7 +11,8 @@
     manifest    the snapshot's manifest: clones can start          -
     seal        digests, durable copy, in a process of its own     -
 
-Each step is in the machine's journal before it begins; what a killed process left is settled by `recover`.
+Each step is in the machine's journal before it begins; what a killed process left is settled by `recover`. A command that is
+cancelled is undone as far as there is a way back; later it goes on to the end, and then the snapshot is removed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from .. import trace
 from ..drivers.base import Captured, CapturePlan, Handle
@@ -31,7 +33,7 @@ from ..model.base import now
 from ..model.machine import Machine
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from . import agent as agents
-from . import identify, parts, seal, wiring
+from . import identify, parts, remove, seal, wiring
 from .context import Context
 from .holding import hold_machine
 from .snapshot_plan import Request, Work, check_state, plan
@@ -57,7 +59,7 @@ async def take(ctx: Context, request: Request) -> Snapshot:
             await check_state(handle, machine)
             work = plan(ctx, machine, request)
             try:
-                snapshot, handle = await _carry_out(work, handle)
+                snapshot, handle = await _carry_out_or_undo(work, handle)
             except LivecloneError as error:
                 error.source_state = error.source_state or "running"
                 if work.unsettled:
@@ -70,6 +72,25 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     if request.wait_sealed:
         snapshot = await seal.wait(ctx, snapshot, sealing)
     return snapshot
+
+
+async def _carry_out_or_undo(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
+    """Do the steps, in a task of their own: a cancellation reaches them only while there is a way back."""
+    steps = asyncio.create_task(_carry_out(work, handle))
+    stopped: asyncio.CancelledError | None = None
+    while not steps.done():
+        try:
+            await asyncio.wait({steps})
+        except asyncio.CancelledError as error:
+            if stopped is None and not work.is_final:
+                steps.cancel()
+            stopped = error
+    snapshot, present = steps.result()
+    if stopped is not None:
+        await present.close()
+        await remove.remove_snapshot(work.ctx, snapshot.id)
+        raise stopped
+    return snapshot, present
 
 
 async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
@@ -154,6 +175,10 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
 async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured:
     ctx, machine, journal = work.ctx, work.machine, work.journal
 
+    def note(step: str, **facts: Any) -> None:
+        journal.note(step, **facts)
+        work.is_final = work.is_final or step == "committing"
+
     async def unplug() -> None:
         journal.note("unplug")
         await wiring.disconnect(handle, machine)
@@ -177,12 +202,13 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         memory=work.memory,
         frozen_disk=frozen,
         next_disk=work.next_disk,
-        note=journal.note,
+        note=note,
         before_pause=unplug,
     )
     captured = await handle.capture(plan)
     # The source may be another process now. No await may come before this one: a ctrl-C that was put off comes with it.
     undo.pop_all()
+    work.is_final = True
     work.mark("capture")
     return captured
 

@@ -50,6 +50,7 @@ class Work:
     key: bytes = b""
     items: tuple[ItemReport, ...] = ()
     warnings: tuple[str, ...] = ()
+    is_final: bool = False  # the source goes on behind the capture: there is no way back
     steps_ms: dict[str, float] = field(default_factory=dict)
     marked: float = 0.0
     unsettled: bool = (

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,31 @@ def test_cancelling_ends_it(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await work
 
+    asyncio.run(story())
+    assert_ended(tmp_path / "pid")
+
+
+def test_cancelling_while_it_is_being_started_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+    works: list[asyncio.Task[str]] = []
+
+    async def start_late(*argv: Any, **options: Any) -> asyncio.subprocess.Process:
+        child = await start(*argv, **options)
+        await asyncio.to_thread((tmp_path / "fifo").read_text)  # it is up, and nobody has been told
+        works[0].cancel()
+        await asyncio.sleep(0)
+        return child
+
+    async def story() -> None:
+        script = f"echo $$ > {tmp_path}/pid; echo up > {tmp_path}/fifo; sleep 1000"
+        works.append(asyncio.create_task(command.run(["sh", "-c", script], deadline_s=60)))
+        with pytest.raises(asyncio.CancelledError):
+            await works[0]
+
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_late)
     asyncio.run(story())
     assert_ended(tmp_path / "pid")
 

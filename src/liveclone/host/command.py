@@ -18,6 +18,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import LivecloneError, StoreError, TimedOut, Unsupported
 
@@ -56,7 +57,7 @@ async def run(
     """
     line, name = shlex.join(argv), name or argv[0]
     try:
-        child = await asyncio.create_subprocess_exec(
+        child = await _start(
             *argv,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -92,6 +93,17 @@ async def run(
             seen="\n".join(tail),
         )
     return output
+
+
+async def _start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
+    """Start a child. One that is being started when we are cancelled is ended, with its group: asyncio kills it alone."""
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*argv, **options))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await _end(await starting)
+        raise
 
 
 async def _talk(

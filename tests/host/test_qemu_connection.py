@@ -111,3 +111,12 @@ def test_a_lost_connection_to_a_machine_that_lives_is_told(tmp_path: Path) -> No
     monitor = Monitor(system_powerdown=[None])
     with pytest.raises(Interrupted):
         asyncio.run(ask(monitor, tmp_path, lambda handle: handle.power_down(0.1)))
+
+
+def test_a_process_that_ends_before_its_state_is_loaded_is_told_in_our_words(tmp_path: Path) -> None:
+    async def work(handle: QemuHandle) -> None:
+        with pytest.raises(Interrupted) as caught:
+            await handle.connect_early(tmp_path / "gone")
+        assert caught.value.code == "qmp-lost"
+
+    asyncio.run(ask(Monitor(), tmp_path, work))

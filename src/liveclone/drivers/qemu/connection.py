@@ -136,8 +136,14 @@ class Connection(ABC):
 
         A port that was connected when the state was saved, and is when it is loaded, stays so for the guest. Else its
         kernel has to hear of the new connection first, and drops what the agent answers before.
+
+        Raises:
+            Interrupted: that process has ended.
         """
-        self._early = await unix_socket.open_connection(run / AGENT)
+        try:
+            self._early = await unix_socket.open_connection(run / AGENT)
+        except OSError as error:
+            raise self.session.lost("connecting to its agent port", error) from error
 
     async def power_down(self, deadline_s: float) -> None:
         try:

@@ -97,8 +97,9 @@ def test_a_terminal_in_the_guest(clone: Machine) -> None:
     terminal = Terminal(ENVIRONMENT, "exec", "-it", clone.name, "--", "bash", "--norc")
     terminal.type(b"stty size; tty\r")
     terminal.expect(rb"24 80\r\n/dev/pts/\d")
-    terminal.type(b"sleep 1000\r")
-    terminal.expect(rb"sleep 1000\r\n")
+    # Until the program itself speaks, the terminal may still be the shell's, and the signal is too.
+    terminal.type(b"sh -c 'echo $((6 * 7)); exec sleep 1000'\r")
+    terminal.expect(rb"42\r\n")
     terminal.type(b"\x03")
     terminal.type(b"echo $?; exit 5\r")
     terminal.expect(rb"130\r\n")

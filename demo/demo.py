@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 HTTP, TICKS = 8080, 8081
 IMAGE = "warm-app"
 FIRST_ANSWER_S = 180.0
+WIDTH = 120  # of the table
 
 
 @dataclass
@@ -324,7 +325,8 @@ async def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(asdict(outcome), indent=2))
     else:
-        Console().print(render(outcome))
+        # Whole also where the terminal is narrower, or there is none: it folds lines, we would cut cells.
+        Console(width=max(Console().width, WIDTH)).print(render(outcome))
         if arguments.keep:
             Console().print("the machines are kept: `liveclone list`, `liveclone exec warm-c1 -- hostname`")
         for left in outcome.left_behind:

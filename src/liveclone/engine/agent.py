@@ -33,12 +33,20 @@ class Agent:
         self._writer = writer
 
     async def call(
-        self, name: str, args: dict[str, Any] | None = None, *, deadline_s: float, repeat: bool = False
+        self,
+        name: str,
+        args: dict[str, Any] | None = None,
+        *,
+        deadline_s: float,
+        repeat: bool = False,
+        urgent: bool = False,
     ) -> dict[str, Any]:
         """Ask and return the answer.
 
         A reply can be lost: the agent drops it as long as its kernel has not noticed that we are connected, and in a clone
         that has just woken up the agent may well be faster. Where asking twice does no harm, `repeat` asks again.
+
+        `urgent` is for a machine that is nothing yet but this call: all that its guest runs waits.
 
         Raises:
             TimedOut: no answer (code "agent-silent"), or the agent itself ran out of time (code "agent-deadline").
@@ -46,7 +54,7 @@ class Agent:
         """
         request_id = secrets.token_hex(8)
         began = time.monotonic()
-        request = agent_frames.render_request(request_id, name, args or {}, deadline_s)
+        request = agent_frames.render_request(request_id, name, args or {}, deadline_s, urgent=urgent)
         try:
             async with asyncio.timeout(deadline_s + _SLACK_S):
                 reply = await self._ask(request, request_id, name, _ASK_AGAIN_S if repeat else None)

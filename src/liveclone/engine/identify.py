@@ -82,6 +82,7 @@ async def _change(
         },
         deadline_s=IDENTIFY_DEADLINE_S,
         repeat=True,
+        urgent=call == "identify",  # a source goes on serving
     )
     evidence = Evidence(
         machine=machine.id,

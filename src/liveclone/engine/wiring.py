@@ -56,13 +56,16 @@ async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent |
             with _tap(ctx, machine, nic, index) as tap_fd:
                 await handle.plug(nic, machine.ports, tap_fd)
             undo.push_async_callback(_quietly_unplug, handle, nic.id)
-        seen = await configure(machine, agent) if agent else ()
+        seen = await configure(machine, agent, urgent=True) if agent else ()
         undo.pop_all()
     return seen
 
 
-async def configure(machine: Machine, agent: Agent) -> tuple[str, ...]:
-    """Let the agent set the addresses of the NICs that are plugged; returns the MACs that the guest shows."""
+async def configure(machine: Machine, agent: Agent, *, urgent: bool = False) -> tuple[str, ...]:
+    """Let the agent set the addresses of the NICs that are plugged; returns the MACs that the guest shows.
+
+    `urgent` for a new machine; one that serves goes on with that meanwhile.
+    """
     nics = [{"mac": n.mac, "address": n.address, "gateway": n.gateway, "dns": n.dns} for n in machine.nics]
     if not nics:
         return ()
@@ -71,6 +74,7 @@ async def configure(machine: Machine, agent: Agent) -> tuple[str, ...]:
         {"nics": nics, "wait_s": CONFIGURE_DEADLINE_S},
         deadline_s=CONFIGURE_DEADLINE_S,
         repeat=True,
+        urgent=urgent,
     )
     return tuple(str(interface["mac"]) for interface in answer["interfaces"])
 

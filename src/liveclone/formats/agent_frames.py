@@ -28,13 +28,16 @@ class Reply(Value, frozen=True, kw_only=True):
     error: AgentFailure | None = None
 
 
-def render_request(request_id: str, call: str, args: dict[str, Any], deadline_s: float) -> bytes:
-    """Return the bytes of one request.
+def render_request(
+    request_id: str, call: str, args: dict[str, Any], deadline_s: float, *, urgent: bool = False
+) -> bytes:
+    """Return the bytes of one request; an `urgent` one goes before everything else in the guest.
 
     Raises:
         GuestError: it is longer than the agent accepts (code "too-long").
     """
-    body = msgspec.json.encode({"id": request_id, "call": call, "args": args, "deadline_s": deadline_s})
+    message = {"id": request_id, "call": call, "args": args, "deadline_s": deadline_s}
+    body = msgspec.json.encode(message | {"urgent": True} if urgent else message)
     if len(body) > LINE_BYTES:
         raise GuestError(
             f"a request of {len(body)} bytes is too long for the agent",

@@ -147,7 +147,7 @@ class Lifecycle:
             slow = [item for item in together if item.slow]
             done = threading.Semaphore(0)
             for item in slow:
-                self._workers.submit(_reset_into(reports, ctx, item, done), urgent=True)
+                self._workers.submit(_reset_into(reports, ctx, item, done), urgent=ctx.request.urgent)
             for item in together:
                 if item not in slow:
                     reports[item.name] = _reset(ctx, item)

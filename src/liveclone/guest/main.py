@@ -24,7 +24,7 @@ from .lifecycle import Lifecycle
 from .network import Network
 from .port import open_port
 from .power import power
-from .priority import go_along, go_first
+from .priority import go_along
 from .request import Request
 from .server import Server
 from .workers import Workers
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 CONTROL_PORT = "org.liveclone.agent.0"
 EXEC_PORT = "org.liveclone.exec.0"
-URGENT = frozenset({"identify", "resume", "network"})
 _STACK_BYTES = 512 * 1024  # of a thread; the default of 8 MiB is only address space, but is counted by limits
 _AFTER_FAILURE_S = 1.0
 
@@ -92,9 +91,9 @@ class Agent:
         except Exception:  # whatever it is, the real call reports it
             log_exception("warming up")
 
-    def serve(self, channel: Channel) -> None:
-        """Answer on `channel` until its device is gone."""
-        server = Server(channel, self.calls, self.workers, URGENT)
+    def serve(self, channel: Channel, *, first: bool = False) -> None:
+        """Answer on `channel` until its device is gone; `first` as in `Server`."""
+        server = Server(channel, self.calls, self.workers, first=first)
         self.servers.append(server)
         try:
             server.serve()
@@ -104,15 +103,13 @@ class Agent:
     def serve_port(self, port: str, first: bool) -> None:
         """Answer on a port for ever: when its device goes away, wait for it to come back.
 
-        With `first`, this thread reads before anything else in the guest runs; for a port that is not flooded.
+        `first` as in `Server`; for a port that is not flooded.
         """
-        if first:
-            go_first()
         while True:
             try:
                 channel = Channel(int(port) if port.isdigit() else open_port(port))
                 log(f"serving {port}")
-                self.serve(channel)
+                self.serve(channel, first=first)
                 channel.close()
             except Exception:  # the edge of a thread
                 log_exception(f"port {port}")

@@ -1,11 +1,10 @@
 """Let what a whole machine waits for go first.
 
 A clone's processes all want to run when it wakes up, and each step of a new identity (the host name, the clock, a
-signal to sshd) wakes more of them; a source's open connections stand still until its network card is back. So
-the calls on that way run under SCHED_RR, from the reading of the request on, and so does our own start at boot
-(measured: of 60,000 blocks of code that a waking clone had to translate before its first reply, 45,000 were
-other programs'). Not `prepare`: the source serves its clients meanwhile. SCHED_RESET_ON_FORK keeps threads
-and children from inheriting it.
+signal to sshd) wakes more of them. So calls that the host names urgent run under SCHED_RR, from the reading
+of the request on, and so does our own start at boot (measured: of 60,000 blocks of code that a waking clone
+had to translate before its first reply, 45,000 were other programs'). No call to a source is urgent: it serves its
+clients meanwhile. SCHED_RESET_ON_FORK keeps threads and children from inheriting it.
 
 Not by the unit's CPUSchedulingPolicy=: where the kernel refuses (RT_GROUP_SCHED), the unit would not start at
 all. A nice value would not do: autogroups weigh sessions, and nice counts only within one.

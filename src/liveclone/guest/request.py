@@ -27,6 +27,8 @@ class Request:
         args: dict[str, Any],
         deadline_s: float,
         send: Callable[[dict[str, Any]], Any],
+        *,
+        urgent: bool = False,
     ) -> None:
         self.id = id
         self.call = call
@@ -34,6 +36,7 @@ class Request:
         self.read_at_ns = time.monotonic_ns()
         self.deadline_at = time.monotonic() + deadline_s
         self.deadline_s = deadline_s
+        self.urgent = urgent  # the whole machine waits for it: it goes before everything else in the guest
         self.later: list[Task] = []  # run by the worker once the answer is out
         self._send = send
         self._lock = threading.Lock()

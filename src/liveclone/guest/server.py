@@ -6,12 +6,12 @@ the host gets an error that names what hung, and the next request is read as eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 
 from . import frames
 from .channel import Channel, PortGone
 from .errors import CallError, log_exception
-from .priority import go_along
+from .priority import go_along, go_first
 from .request import Request
 from .workers import Workers
 
@@ -23,20 +23,25 @@ if TYPE_CHECKING:
 
 DEFAULT_DEADLINE_S = 60.0
 LONGEST_DEADLINE_S = 24 * 3600.0
+_URGENT = b'"urgent":true'
 MOST_OPEN = 64  # requests at once on one port; a host that asks for more has lost count of its own
 
 
 class Server:
-    """Answers the calls of `calls` on `channel` until the device is gone."""
+    """Answers the calls of `calls` on `channel` until the device is gone.
+
+    With `first`, the thread that serves wakes up before anything else in the guest runs, and gives that up for all
+    but what the host calls urgent.
+    """
 
     def __init__(
-        self, channel: Channel, calls: Mapping[str, Call], workers: Workers, urgent: Container[str] = ()
+        self, channel: Channel, calls: Mapping[str, Call], workers: Workers, *, first: bool = False
     ) -> None:
         self._ignored = 0
         self._channel = channel
         self._calls = calls
         self._workers = workers
-        self._urgent = urgent  # calls that go before everything else in the guest
+        self._first = first
         self._open: list[Request] = []
 
     @property
@@ -47,12 +52,16 @@ class Server:
     def serve(self) -> None:
         """Serve until the device is unplugged or the channel stopped."""
         while True:
+            if self._first:
+                go_first()
             try:
                 lines = self._channel.read(self._expire())
             except PortGone:
                 for request in self._open:
                     request.expire()  # nobody is left to keep their deadlines, nor to hear of them
                 return
+            if self._first and not any(_URGENT in line for line in lines):
+                go_along()  # before anything is understood, which takes tens of milliseconds in a new QEMU process
             for line in lines:
                 self._take(line)
 
@@ -75,7 +84,8 @@ class Server:
         if not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_DEADLINE_S:
             seconds = DEFAULT_DEADLINE_S
         args = args if isinstance(args, dict) else {}
-        request = Request(id, str(name), args, float(seconds), self._send)
+        urgent = message.get("urgent") is True
+        request = Request(id, str(name), args, float(seconds), self._send, urgent=urgent)
         call = self._calls.get(name) if isinstance(name, str) else None
         if call is None:
             request.fail(CallError("unknown-call", f"there is no call {name!r}"))
@@ -84,7 +94,7 @@ class Server:
         else:
             self._open.append(request)
             found: Call = call
-            self._workers.submit(lambda: _perform(found, request), urgent=name in self._urgent)
+            self._workers.submit(lambda: _perform(found, request), urgent=urgent)
 
     def _send(self, reply: dict[str, Any]) -> None:
         data = frames.encode(reply)

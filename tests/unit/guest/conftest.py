@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from liveclone.formats import agent_frames
 from liveclone.guest import process
 from liveclone.guest.channel import Channel
 from liveclone.guest.kernel import Kernel
@@ -75,11 +76,10 @@ class Host:
     def send_raw(self, data: bytes) -> None:
         self._connection.sendall(data)
 
-    def send(self, call: str, deadline_s: float = 8.0, **args: Any) -> str:
+    def send(self, call: str, deadline_s: float = 8.0, *, urgent: bool = False, **args: Any) -> str:
         """Send a request; return its id."""
         id = next(self._ids)
-        message = {"id": id, "call": call, "args": args, "deadline_s": deadline_s}
-        self.send_raw(b"\n" + json.dumps(message).encode() + b"\n")
+        self.send_raw(agent_frames.render_request(id, call, args, deadline_s, urgent=urgent))
         return id
 
     def receive(self) -> dict[str, Any]:

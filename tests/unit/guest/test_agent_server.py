@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liveclone.guest import power
+from liveclone.guest import power, priority
+from liveclone.guest.channel import Channel
 from liveclone.guest.errors import CallError
 from liveclone.guest.main import Agent
 from liveclone.guest.request import Request
@@ -31,6 +34,37 @@ def test_unknown_call(host: Host) -> None:
     with pytest.raises(Refusal) as caught:
         host.call("no-such-thing")
     assert caught.value.code == "unknown-call"
+
+
+@pytest.mark.parametrize(("urgent", "policy"), [(True, os.SCHED_RR), (False, os.SCHED_OTHER)])
+def test_only_what_is_urgent_goes_before_everything_else(needs_root: None, urgent: bool, policy: int) -> None:
+    if not priority.go_first():
+        pytest.skip("this kernel refuses real-time priorities")
+    priority.go_along()
+    agent = Agent(go_first=True)
+    seen: list[int] = []
+
+    class Watched(Channel):
+        def write(self, data: bytes) -> bool:
+            seen.append(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+            return super().write(data)
+
+    ours, its = socket.socketpair()
+    channel = Watched(its.detach())
+    reader = threading.Thread(target=agent.serve, args=(channel,), kwargs={"first": True})
+    reader.start()
+    host = Host(ours)
+    try:
+        for _ in range(2):  # it is so again after the first
+            host.answer(host.send("ping", urgent=urgent))  # by a worker
+            with pytest.raises(Refusal):
+                host.answer(host.send("nothing", urgent=urgent))  # by the thread that reads
+        assert seen == [policy] * 4
+    finally:
+        channel.stop()
+        reader.join(10)
+        channel.close()
+        ours.close()
 
 
 @pytest.mark.parametrize(

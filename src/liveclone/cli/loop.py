@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,11 +22,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal ended the operation; what it had begun is undone."""
+    """A signal ended the operation; what it had begun is undone, unless a note says what stands."""
 
-    def __init__(self, number: signal.Signals) -> None:
+    def __init__(self, number: signal.Signals, notes: Sequence[str] = ()) -> None:
         super().__init__(number)
         self.number = number
+        self.notes = notes
 
 
 def run(work: Coroutine[Any, Any, T], handler: Handler | None = None) -> T:
@@ -59,10 +60,10 @@ def run(work: Coroutine[Any, Any, T], handler: Handler | None = None) -> T:
                 loop.add_signal_handler(number, stop, number)
         try:
             return loop.run_until_complete(task)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if not received:
                 raise
-            raise Stopped(received[0]) from None
+            raise Stopped(received[0], getattr(error, "__notes__", ())) from None
         except Exception as error:
             if not received:
                 raise

@@ -176,8 +176,9 @@ def _carry_out(cli: Cli, function: Callable[[Cli], int | None], failure: int | N
     except Stopped as stopped:
         if isinstance(stopped.__cause__, LivecloneError):
             cli.print_error(stopped.__cause__)
-        undone = "" if stopped.__cause__ else "; what was begun has been undone"
-        words = {"error": "stopped", "kind": "Stopped", "message": f"ended by {stopped.number.name}{undone}"}
+        undone = [] if stopped.__cause__ else [*stopped.notes] or ["what was begun has been undone"]
+        message = "; ".join([f"ended by {stopped.number.name}", *undone])
+        words = {"error": "stopped", "kind": "Stopped", "message": message}
         output.print_error(words, as_json=cli.json)
         _end(exits.SIGNAL + stopped.number)
     except BrokenPipeError:  # whoever read our output has gone (head, less)

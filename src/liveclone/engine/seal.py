@@ -10,6 +10,7 @@ not survive a reboot of the host, and says so.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from dataclasses import replace
@@ -41,11 +42,17 @@ def start(ctx: Context, snapshot: Snapshot) -> ProcessRef:
 async def wait(ctx: Context, snapshot: Snapshot, sealing: ProcessRef) -> Snapshot:
     """Wait until the snapshot is sealed, and return its manifest as it is then.
 
+    Cancelled, it only waits no longer, and the CancelledError has a note that says so.
+
     Raises:
         StoreError: sealing failed; the snapshot can be used until the host reboots.
     """
     ctx.progress("sealing", None)
-    await process.wait(sealing, DEADLINE_S)
+    try:
+        await process.wait(sealing, DEADLINE_S)
+    except asyncio.CancelledError as error:
+        error.add_note(f"snapshot {snapshot.name} stands, and goes on being sealed in the background")
+        raise
     sealed = ctx.snapshots.load(snapshot.id)
     if sealed.state is not SnapshotState.SEALED:
         log = ctx.layout.snapshot(snapshot.id) / LOG

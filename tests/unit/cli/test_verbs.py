@@ -406,6 +406,30 @@ def test_ctrl_c_undoes_and_says_so(home: Home, tmp_path: Path) -> None:
     home.remove_all()
 
 
+def test_ctrl_c_while_it_waits_for_the_seal_leaves_the_snapshot_and_says_so(
+    home: Home, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    home.environment["LIVECLONE_FAULT"] = f"seal.begun=wait:{gate}"
+    command = home.start("snapshot", "web", "--wait-sealed")
+    del home.environment["LIVECLONE_FAULT"]
+    assert command.stderr
+    for line in command.stderr:
+        if b"sealing" in line:  # progress, after the first second
+            break
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=30)
+    assert command.returncode == 130
+    stands = b"snapshot web-1 stands, and goes on being sealed in the background"
+    assert err.splitlines()[-1] == b"liveclone: ended by SIGINT; " + stands
+    assert [one["state"] for one in home.json("snapshot", "list")] == ["ready"]
+    gate.write_bytes(b"")  # whoever seals goes on
+    home.run("snapshot", "seal", "web-1")
+    home.remove_all()
+
+
 def test_progress_on_a_terminal_is_a_line_that_changes(home: Home) -> None:
     home.environment["LIVECLONE_FAKE_FAULT"] = "web:mute:agent"
     terminal = Terminal(home.environment, "run", "image", "--name", "web", "-m", "128M")

@@ -13,9 +13,11 @@ from .verb import Cli, verb
 
 if TYPE_CHECKING:
     from ..engine.context import Context
+    from ..engine.remove import RemovedMachine
     from ..engine.views import MachineSummary
     from ..errors import LivecloneError
     from ..model.machine import Machine
+    from ..store.objects import Named
 
 
 def register(app: typer.Typer) -> None:
@@ -160,7 +162,7 @@ def remove(
 ) -> int:
     """Remove machines with their disks. Snapshots of them stay."""
 
-    async def one(ctx: Context, text: str) -> Machine:
+    async def one(ctx: Context, text: str) -> RemovedMachine:
         from ..engine import remove as removals
 
         return await removals.remove_machine(ctx, text, force=force)
@@ -177,7 +179,7 @@ def render_state(machine: MachineSummary) -> str:
 def _each(
     cli: Cli,
     names: Sequence[str],
-    one: Callable[[Context, str], Awaitable[Machine]],
+    one: Callable[[Context, str], Awaitable[Named]],
     done: str,
     *,
     side_by_side: bool = True,
@@ -190,10 +192,10 @@ def _each(
 
     wanted = list(dict.fromkeys(names))
 
-    async def work(ctx: Context) -> list[Machine | LivecloneError]:
+    async def work(ctx: Context) -> list[Named | LivecloneError]:
         gate = asyncio.Semaphore(4 if side_by_side else 1)
 
-        async def attempt(name: str) -> Machine | LivecloneError:
+        async def attempt(name: str) -> Named | LivecloneError:
             async with gate:
                 try:
                     return await one(ctx, name)
@@ -215,7 +217,7 @@ def _each(
     return exits.code_of(failed[0]) if failed else 0
 
 
-def _outcome(asked: str, outcome: Machine | LivecloneError, done: str) -> dict[str, Any]:
+def _outcome(asked: str, outcome: Named | LivecloneError, done: str) -> dict[str, Any]:
     from ..errors import LivecloneError
 
     if isinstance(outcome, LivecloneError):

@@ -32,8 +32,7 @@ async def halt(ctx: Context, machine: Machine) -> Machine:
     await wiring.unpublish(machine)
     if machine.process is not None and process.is_alive(machine.process):
         await process.end(machine.process)
-    for forgotten in process.find_logging_into(ctx.layout.machine(machine.id)):
-        await process.end(forgotten)  # its starter died before it could write it down
+    await _end_forgotten(ctx, machine.id)
     for folder in ctx.layout.machine(machine.id).glob("run*"):
         folder.unlink() if folder.is_symlink() else files.remove_tree(folder)
     if machine.memory is not None and machine.memory.source is MemorySource.SHARED_HOT:
@@ -54,6 +53,21 @@ async def dispose(ctx: Context, machine: Machine) -> None:
     wiring.release(ctx, machine)
     ctx.layout.lock(f"machine-{machine.id}").unlink(missing_ok=True)
     sweep(ctx)
+
+
+async def dispose_unknown(ctx: Context, machine_id: str) -> None:
+    """Remove a machine whose manifest cannot be read, with all that its id leads to; the caller holds it."""
+    await _end_forgotten(ctx, machine_id)
+    ctx.layout.ram(machine_id).unlink(missing_ok=True)
+    _discard(ctx, machine_id)
+    wiring.remove_unused_network(ctx)
+    sweep(ctx)
+
+
+async def _end_forgotten(ctx: Context, machine_id: str) -> None:
+    """End what was started for a machine, by somebody who died before writing it down."""
+    for forgotten in process.find_logging_into(ctx.layout.machine(machine_id)):
+        await process.end(forgotten)
 
 
 async def dispose_id(ctx: Context, machine_id: str) -> None:

@@ -16,13 +16,31 @@ from .context import BUSY_DEADLINE_S, Context
 from .holding import hold_machine
 
 
-async def remove_machine(ctx: Context, text: str, *, force: bool) -> Machine:
+@dataclass(frozen=True)
+class RemovedMachine:
+    """What a machine was called that is gone."""
+
+    id: str
+    name: str
+
+
+async def remove_machine(ctx: Context, text: str, *, force: bool) -> RemovedMachine:
     """Remove the machine that `text` names; a running one only with `force`.
+
+    One whose manifest is damaged is removed, with `force`, when `text` is its id; nobody knows its name.
 
     Raises:
         Refused: it runs. NotFound: there is none.
+        Corrupt: it cannot be looked for, since a manifest is damaged; which one is in `on`.
     """
-    found = ctx.machines.find(text)
+    try:
+        found = ctx.machines.find(text)
+    except Corrupt as error:
+        if not force or not is_id(text) or error.on != str(ctx.layout.machine(text) / MANIFEST):
+            raise
+        async with locks.hold_async(ctx.layout.lock(f"machine-{text}"), f"removing {text}", BUSY_DEADLINE_S):
+            await disposal.dispose_unknown(ctx, text)
+        return RemovedMachine(id=text, name=text)
     try:
         async with hold_machine(ctx, found.id, f"removing {found.name}") as machine:
             if not force and process.is_alive(machine.process):
@@ -38,7 +56,7 @@ async def remove_machine(ctx: Context, text: str, *, force: bool) -> Machine:
     except NotFound as error:
         if error.code != "no-machine" or "interrupted remove" not in error.message:
             raise
-    return found
+    return RemovedMachine(found.id, found.name)
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,13 @@ async def unpublish(machine: Machine) -> None:
 def release(ctx: Context, machine: Machine) -> None:
     """Give back what a removed machine had, and remove the network itself when it was the last."""
     ctx.leases.free(machine.id)
-    if machine.network is NetworkKind.BRIDGE and not any(
-        other.network is NetworkKind.BRIDGE for other in ctx.machines.list()
-    ):
+    if machine.network is NetworkKind.BRIDGE:
+        remove_unused_network(ctx)
+
+
+def remove_unused_network(ctx: Context) -> None:
+    """Remove the network, if it is there, unless a machine is on it."""
+    if not any(machine.network is NetworkKind.BRIDGE for machine in ctx.machines.list()):
         links.remove_network(ctx.network_spec())
 
 

@@ -150,10 +150,7 @@ class Objects(Generic[T]):
         try:
             return manifests.parse(path.read_bytes(), self._kind, str(path))
         except Corrupt as error:
-            if self.noun == "snapshot":
-                error.next_step = (
-                    f"liveclone snapshot remove {path.parent.name}, or restore the file from a copy"
-                )
+            error.next_step = f"{_REMOVING[self.noun]} {path.parent.name}, or restore the file from a copy"
             raise
 
     def _missing(self, text: str, names: Sequence[str]) -> NotFound:
@@ -170,3 +167,4 @@ class Objects(Generic[T]):
 
 
 _LISTING = {"machine": "list", "snapshot": "snapshot list"}
+_REMOVING = {"machine": "liveclone remove --force", "snapshot": "liveclone snapshot remove"}

@@ -10,6 +10,7 @@ import pytest
 from liveclone.engine import clone, clone_plan, remove, run, snapshot
 from liveclone.engine.context import open_context
 from liveclone.errors import Conflict, Corrupt, LivecloneError, NotFound, Refused, Unsupported
+from liveclone.host import process
 from liveclone.ids import check_name
 from liveclone.model.network import NetworkKind, Port
 from liveclone.units import MIB
@@ -152,6 +153,24 @@ async def test_a_damaged_snapshot_starts_nothing(world: World) -> None:
             file.write(data)
         path.chmod(whole.st_mode)
     await world.check_runs("web")
+
+
+async def test_a_machine_whose_manifest_is_damaged_is_removed_by_its_id_and_force(world: World) -> None:
+    """Nothing but its id is known: its process is found by the log it writes, and others keep what is theirs."""
+    web, other = await world.run("web"), await world.run("other")
+    path = world.ctx.layout.machine(web.id) / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-2])
+    for name, force in (("web", True), (web.id, False), ("other", True)):
+        with pytest.raises(Corrupt) as refused:
+            await remove.remove_machine(world.ctx, name, force=force)
+        assert refused.value.on == str(path)
+        assert f"liveclone remove --force {web.id}" in refused.value.next_step
+    assert process.is_alive(web.process)
+    assert (await remove.remove_machine(world.ctx, web.id, force=True)).id == web.id
+    assert not process.is_alive(web.process)
+    assert await world.find_faults() == []
+    assert [machine.id for machine in world.ctx.machines.list()] == [other.id]
+    await world.check_runs("other")
 
 
 async def test_a_snapshot_of_another_hypervisor_starts_nothing(

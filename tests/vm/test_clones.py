@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from liveclone.engine import audit
 from liveclone.engine import clone as clones
 from liveclone.host import process
 from liveclone.model.identity import Evidence, ItemStatus
@@ -263,6 +264,26 @@ def test_mac_and_address_are_as_leased(lab: Lab, family: Family, story: Story) -
     nic = story.before.nics[0]
     assert pairwise_distinct([*macs, nic.mac])
     assert pairwise_distinct([*addresses, nic.address])
+
+
+def test_an_audit_finds_all_distinct_and_what_was_made_equal(lab: Lab, family: Family, story: Story) -> None:
+    audited = lab.wait(audit.audit(lab.ctx, story.snapshot.id))
+    assert audited.equal == ()
+    assert {one.name for one in audited.members} >= {story.before.name, *(m.name for m in family.machines)}
+    wanted = {"rng", "hostname", "machine_id", "ssh_host_keys", "network"}
+    wanted |= {f"draw {name}" for name in ("urandom", "kernel-uuid", "ssh-key", "python")}
+    for member in audited.members[1:]:
+        assert member.digests.keys() >= wanted, member.name
+    first, second = family.machines[:2]
+    own = lab.shell(second, "cat /etc/machine-id")
+    lab.shell(second, f"echo {lab.shell(first, 'cat /etc/machine-id')} >/etc/machine-id")
+    try:
+        audited = lab.wait(audit.audit(lab.ctx, story.snapshot.id))
+    finally:
+        lab.shell(second, f"echo {own} >/etc/machine-id")
+    assert [(one.what, {one.first, one.second}) for one in audited.equal] == [
+        ("machine_id", {first.name, second.name})
+    ]
 
 
 def test_a_name_can_be_chosen_and_is_taken_then(lab: Lab, story: Story) -> None:

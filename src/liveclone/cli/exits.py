@@ -20,7 +20,11 @@ CODES: tuple[tuple[type[errors.LivecloneError], int, str], ...] = (
     (errors.TimedOut, 6, "a deadline passed; the action was undone"),
     (errors.Interrupted, 7, "the outcome is unknown: look at the state before you act"),
     (errors.HypervisorError, 8, "the hypervisor failed"),
-    (errors.GuestError, 9, "the guest or its agent failed; a clone that could not be verified"),
+    (
+        errors.GuestError,
+        9,
+        "the guest or its agent failed; a clone that could not be verified; an audit found equal values",
+    ),
     (errors.StoreError, 10, "files: disk full, no permission"),
     (errors.Corrupt, 11, "a part does not match its manifest; it was not used"),
     (errors.Unsupported, 12, "this host, hypervisor or guest cannot do it"),

@@ -42,6 +42,12 @@ async def observe(agent: Agent, key: bytes, snapshot_id: str) -> tuple[ItemRepor
     return _reports(answer, agent.name)
 
 
+async def look(agent: Agent, key: bytes) -> tuple[ItemReport, ...]:
+    """Return a machine's identity as it is now, and change nothing."""
+    answer = await agent.call("observe", {"key": key.hex()}, deadline_s=PREPARE_DEADLINE_S, repeat=True)
+    return _reports(answer, agent.name)
+
+
 async def become(agent: Agent, machine: Machine, key: bytes, snapshot_id: str) -> Evidence:
     """Make the guest a machine of its own, and return what it reports (not judged yet).
 

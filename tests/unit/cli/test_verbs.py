@@ -390,6 +390,35 @@ def test_a_snapshot_whose_sealing_died_is_sealed_by_repair(home: Home) -> None:
     home.remove_all()
 
 
+def test_an_audit_tells_whether_all_are_distinct(town: Home) -> None:
+    audited = town.json("audit", "warm")
+    names = [member["name"] for member in audited["members"]]
+    assert (names, audited["pairs"], audited["equal"]) == (["snapshot warm", "web", "twin"], 2, [])
+    text = town.run("audit", "warm")
+    assert text.startswith("values in common:\n")
+    assert text.endswith("warm: 3 members, 2 pairs: all distinct\n")
+
+
+def test_an_audit_that_finds_something_fails(home: Home) -> None:
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    home.run("snapshot", "web", "--name", "warm")
+    home.run("clone", "warm", "-n", "2")
+    twins = ("warm-c1", "warm-c2")
+    for name in twins:
+        home.run("exec", name, "--", "sh", "-c", f"echo {'0' * 31}2 > etc/machine-id")
+    ended = home.call("audit", "warm")
+    assert ended.returncode == 9
+    text = ended.stdout.decode()
+    assert "machine_id: warm-c1 has the same as warm-c2\n" in text
+    assert text.endswith("warm: 4 members, 5 pairs: 1 EQUAL\n")
+    ended = home.call("audit", "warm", "--json")
+    assert ended.returncode == 9
+    (equal,) = json.loads(ended.stdout)["equal"]
+    assert equal == {"what": "machine_id", "first": twins[0], "second": twins[1]}
+    assert home.call("audit", "warm", "-q").stdout == b"machine_id: warm-c1 = warm-c2\n"
+    home.remove_all()
+
+
 def test_ctrl_c_undoes_and_says_so(home: Home, tmp_path: Path) -> None:
     """A run that waits for a guest that never answers; the machine that it was making goes."""
     home.environment["LIVECLONE_FAKE_FAULT"] = "web:mute:agent"

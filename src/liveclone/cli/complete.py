@@ -35,6 +35,16 @@ def copy_ends(incomplete: str) -> list[tuple[str, str]]:
     return [(f"{name}:", words) for name, words in machines(incomplete)]
 
 
+def policies(incomplete: str) -> list[tuple[str, str]]:
+    """Return the shipped policies, with what each is for."""
+    folder = Path(__file__).parent.parent / "identity" / "policies"
+    return [
+        (path.stem, path.read_text().partition("\n")[0].lstrip("# "))
+        for path in sorted(folder.glob("*.toml"))
+        if path.stem.startswith(incomplete)
+    ]
+
+
 def _named(kind: str, incomplete: str) -> Iterator[tuple[str, dict[str, object]]]:
     try:
         paths = sorted((_home() / kind).glob("[!.]*/manifest.json"))

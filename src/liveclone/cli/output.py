@@ -31,6 +31,8 @@ _STYLES = {
     "paused": "yellow",
     "starting": "yellow",
     "warning": "yellow",
+    "warn": "yellow",
+    "refuse": "red",
     "stopped": "dim",
     "crashed": "red",
     "failed": "red",

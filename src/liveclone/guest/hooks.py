@@ -28,7 +28,7 @@ def run_hooks(ctx: Context, event: str) -> list[dict[str, Any]]:
     A hook that fails does not keep the others from running: the caller decides what it means.
     """
     folder = ctx.path(f"{FOLDER}/{event}")
-    return [_run(ctx, event, folder, name) for name in _names(folder)]
+    return [_run(ctx, event, folder, name) for name in find_hooks(ctx.root, event)]
 
 
 def check_hooks(event: str, reports: list[dict[str, Any]]) -> None:
@@ -39,7 +39,9 @@ def check_hooks(event: str, reports: list[dict[str, Any]]) -> None:
         raise CallError("hook-failed", f"hook {event}/{told}", hooks=reports)
 
 
-def _names(folder: str) -> list[str]:
+def find_hooks(root: str, event: str) -> list[str]:
+    """Return the names of the hooks of `event`, in the order in which they run."""
+    folder = os.path.join(root, f"{FOLDER}/{event}".lstrip("/"))
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):

@@ -390,6 +390,24 @@ def test_a_snapshot_whose_sealing_died_is_sealed_by_repair(home: Home) -> None:
     home.remove_all()
 
 
+def test_a_scan_tells_what_is_not_safe_to_copy(home: Home) -> None:
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    assert home.run("scan", "web") == "web: nothing found; the policy default would take a snapshot\n"
+    home.run("exec", "web", "--", "sh", "-c", "echo key > etc/krb5.keytab")
+    ended = home.call("scan", "web")
+    assert ended.returncode == 3
+    text = ended.stdout.decode()
+    assert "/etc/krb5.keytab" in text
+    assert text.endswith("web: 1 refuse; the policy default would refuse a snapshot\n")
+    scanned = home.json("scan", "web", "--policy", "open")
+    assert [(one["action"], one["finding"]["check"]) for one in scanned["verdicts"]] == [
+        ("warn", "enrolments")
+    ]
+    assert home.call("scan", "web", "-q").stdout == b"refuse enrolments /etc/krb5.keytab\n"
+    assert home.fail(4, "scan", "web", "--policy", "loose")["error"] == "no-policy"
+    home.remove_all()
+
+
 def test_an_audit_tells_whether_all_are_distinct(town: Home) -> None:
     audited = town.json("audit", "warm")
     names = [member["name"] for member in audited["members"]]

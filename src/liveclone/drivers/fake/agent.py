@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AGENT = __name__.partition(".drivers.")[0] + ".guest"
 
 # Only calls that are known here: a new one might mean the host's system instead of this one.
-_SAFE = ("ping", "observe", "prepare", "identify", "resume")
+_SAFE = ("ping", "observe", "scan", "prepare", "identify", "resume")
 
 
 class Agent:

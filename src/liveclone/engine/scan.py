@@ -1,0 +1,70 @@
+"""Ask a guest what in it is not safe to copy, and let a policy say what that does to a snapshot."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..errors import GuestError
+from ..identity import policy as policies
+from ..model.base import now
+from ..model.machine import Machine
+from ..model.scan import FailedCheck, Scan, ScanFinding
+from . import agent as agents
+from .agent import Agent
+from .context import Context
+from .execute import find_running
+from .holding import hold_machine
+
+DEADLINE_S = 30.0
+
+
+async def scan(ctx: Context, text: str, policy: str = policies.DEFAULT) -> Scan:
+    """Scan a running machine, and judge what is found. Nothing in it is changed.
+
+    Args:
+        policy: the name of a shipped one, or a file.
+
+    Raises:
+        NotFound: no such machine, or it does not run; no such policy. Refused: that is no policy.
+        GuestError, TimedOut: its agent does not answer, or has no scan.
+    """
+    policies.load(policy)
+    found = find_running(ctx, text)
+    async with hold_machine(ctx, found.id, f"scan of {found.name}") as machine:
+        handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+        try:
+            async with agents.connect(handle, machine.name) as agent:
+                return await look(agent, machine, policy)
+        finally:
+            await handle.close()
+
+
+async def look(agent: Agent, machine: Machine, policy: str) -> Scan:
+    """Ask the agent, and judge what it says."""
+    judge = policies.load(policy)
+    answer = await agent.call("scan", deadline_s=DEADLINE_S, repeat=True)
+    try:
+        findings = msgspec.convert(answer["findings"], tuple[ScanFinding, ...])
+        failed = msgspec.convert(answer["failed"], tuple[FailedCheck, ...])
+        checks = msgspec.convert(answer["checks"], tuple[str, ...])
+        took_ms = float(answer["took_ms"])
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise GuestError(
+            f"the agent of {agent.name} reports its scan in a form that is not understood",
+            code="bad-report",
+            tried="reading the scan",
+            on=agent.name,
+            seen=str(error),
+            next_step="rebuild the image, so that its agent is of this version",
+        ) from error
+    return Scan(
+        machine=machine.id,
+        name=machine.name,
+        at=now(),
+        policy=policy,
+        checks=checks,
+        findings=findings,
+        failed=failed,
+        verdicts=judge.judge(findings, failed),
+        took_ms=took_ms,
+    )

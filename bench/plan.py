@@ -30,7 +30,7 @@ class Plan:
 
 
 QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1)
-DEFAULT = Plan("default", SIZES_MIB, 5, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2)
+DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2)
 FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5)
 
 

@@ -75,7 +75,9 @@ class CapturePlan:
 
     `note(step, **facts)` is called at each named step, in the pause window too, and makes the facts durable
     before the next step, so that a later process can finish or undo (engine/recover.py). A capture that has a point of
-    no return says "committing" before it: from then on the caller does not cancel it. `before_pause` is awaited when
+    no return says "committing" before it: from then on the caller does not cancel it. Before the guest runs on the next
+    layer `on_next_disk=True` is noted: should every process of the machine die, its disk ends with `next_disk` for as
+    long as that file is there, so whoever writes it back into the layer below removes it. `before_pause` is awaited when
     all that takes time is prepared, so that what the guest loses for the capture it loses for a moment only.
     """
 

@@ -4,7 +4,8 @@ The journal says which operation it was and what it made. Settling is idempotent
 
     run, clone, start    the machine never became ready: its process ends; run and clone remove it whole
     snapshot             driver.recover leaves one running process (finishing or undoing a handover), then the NICs and
-                         the agent; the snapshot, which has no manifest yet, is removed, unless it was complete
+                         the agent; the snapshot, which has no manifest yet, is removed, unless it was complete. If no
+                         process is left the machine is stopped, with the layer that its guest wrote last
     stop, remove         done to the end
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from ..errors import LivecloneError, NotFound
 from ..host import files, process
@@ -64,13 +66,16 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
             found = await ctx.driver.recover(machine, folder, facts)
             machine = machine.replace(process=found.process, memory=found.memory)
             if found.on_next_disk:
-                machine = machine.replace(disk=str(next_disk), layers=(snapshot_id, *machine.layers))
+                machine = _on_next_disk(machine, facts)
                 committed = True
             ctx.machines.save(machine)
         elif not process.is_alive(machine.process):
             raise NotFound(f"{machine.name} does not run any more", code="not-running", on=machine.name)
         machine = await _renew(ctx, machine)
     except NotFound:
+        if not committed and facts.get("on_next_disk") and next_disk.exists():
+            machine = _on_next_disk(machine, facts)
+            committed = True
         machine = await disposal.halt(ctx, machine)
     if committed:
         # The snapshot's names for the frozen layer and the RAM file are the ones that count.
@@ -82,6 +87,11 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
     if not complete:
         _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
     return machine
+
+
+def _on_next_disk(machine: Machine, facts: dict[str, Any]) -> Machine:
+    changed: Machine = machine.replace(disk=facts["next_disk"], layers=(facts["snapshot"], *machine.layers))
+    return changed
 
 
 async def _renew(ctx: Context, machine: Machine) -> Machine:

@@ -50,7 +50,7 @@ async def by_handover(old: FakeConnection, plan: CapturePlan) -> Captured:
         await new.wire.call("load", plan.deadline_s, device_state=plan.device_state)
         trace.at("handover.loaded")
         # One note before, none after: whoever finds "committing" asks the successor itself.
-        plan.note("committing")
+        plan.note("committing", on_next_disk=True)
         trace.at("handover.committing")
         resumed = await new.wire.call("resume")
         undo.pop_all()  # the point of no return
@@ -92,7 +92,7 @@ async def in_background(handle: FakeConnection, plan: CapturePlan) -> Captured:
             trace.at("background.paused")
             undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
-            plan.note("frozen")
+            plan.note("frozen", on_next_disk=True)
             trace.at("background.frozen")
             await wire.call("protect", plan.deadline_s, device_state=plan.device_state, memory=plan.memory)
             resumed = await wire.call("resume")
@@ -123,7 +123,7 @@ async def by_stream(handle: FakeConnection, plan: CapturePlan) -> Captured:
             trace.at("stream.paused")
             undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
-            plan.note("frozen")
+            plan.note("frozen", on_next_disk=True)
             trace.at("stream.frozen")
             await wire.call("finish", plan.deadline_s, device_state=plan.device_state)
             resumed = await wire.call("resume")
@@ -151,9 +151,10 @@ def _remove_parts(plan: CapturePlan) -> None:
 
 
 async def _take_layer_off(handle: FakeConnection, plan: CapturePlan) -> None:
-    """Undo the freeze, if it was carried out: a call that was cancelled may have been."""
+    """Undo the freeze, if it was carried out: a call that was cancelled may have been. The layer's file goes."""
     if (await handle.wire.call("status"))["disk"] == str(plan.next_disk):
         await handle.wire.call("thaw")
+    plan.next_disk.unlink(missing_ok=True)
 
 
 async def _resume_shielded(handle: FakeConnection) -> None:

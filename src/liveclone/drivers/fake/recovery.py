@@ -93,4 +93,5 @@ async def _settle_in_place(handle: FakeHandle, facts: dict[str, Any]) -> bool:
         await handle.wire.call("thaw")
     except LivecloneError:
         return True
+    Path(facts["node"]).unlink(missing_ok=True)
     return False

@@ -40,7 +40,7 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         below = await disk.top(session)
         node = disk.new_node()
         layer = await undo.enter_async_context(AsyncExitStack())
-        layer.push_async_callback(disk.take_off, session, node, below)
+        layer.push_async_callback(disk.take_off, session, plan.next_disk, node, below)
         await disk.add_layer(session, plan.next_disk, node)
         await disk.sync(plan.frozen_disk)
         # QEMU fills its page tables before it write-protects; done now, that costs next to nothing in the pause.
@@ -49,7 +49,7 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         watch = await watches.enter_async_context(session.watch("MIGRATION"))
         marks = await watches.enter_async_context(session.watch("STOP", "RESUME"))
         await plan.before_pause()
-        plan.note("pausing", node=node, below=below)
+        plan.note("pausing", layer=str(plan.next_disk), node=node, below=below)
         trace.at("background.pausing")
         async with AsyncExitStack() as pause:
             pause.push_async_callback(resume_after, handle)
@@ -57,7 +57,7 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
             await handle.pause()
             trace.at("background.paused")
             await disk.freeze(session, node, below)
-            plan.note("frozen")
+            plan.note("frozen", on_next_disk=True)
             trace.at("background.frozen")
             await session.call("migrate", uri=f"fd:{NAME}")
             await asyncio.wait_for(intake.first_page(), plan.deadline_s)

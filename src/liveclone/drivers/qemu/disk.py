@@ -82,14 +82,18 @@ async def thaw(session: Session, node: str, below: str) -> None:
     await remove_layer(session, node)
 
 
-async def take_off(session: Session, node: str, below: str) -> None:
-    """Undo `add_layer` and `freeze`, as far as they were carried out: a command that was cancelled may have been."""
+async def take_off(session: Session, path: Path, node: str, below: str) -> None:
+    """Undo `add_layer` and `freeze`, as far as they were carried out: a command that was cancelled may have been.
+
+    The file `path` goes: were it found when QEMU has died, what it holds would hide what the guest wrote since.
+    """
     if await top(session) == node:
         await thaw(session, node, below)
     elif any(
         found["node-name"] == node for found in await session.call("query-named-block-nodes", flat=True)
     ):
         await remove_layer(session, node)
+    path.unlink(missing_ok=True)
 
 
 async def remove_layer(session: Session, node: str) -> None:

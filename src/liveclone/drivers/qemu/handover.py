@@ -89,7 +89,7 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         done("load")
         trace.at("handover.loaded")
         # Not a note before and after, but one before: whoever finds "committing" asks the successor itself.
-        plan.note("committing")
+        plan.note("committing", on_next_disk=True)
         trace.at("handover.committing")
         await successor.resume()
         done("resume")

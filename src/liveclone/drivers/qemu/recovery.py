@@ -5,7 +5,7 @@ Nothing is believed that can be asked. The notes say only which processes and la
     successor alive and running        the handover was done: end the old process, take the new one
     successor alive, not running       undo: end the successor, resume the old process
     old process gone, successor waits  the state is loaded and nobody else has it: resume the successor
-    a layer was frozen (background)    the machine runs on it; it stays, and the chain is read off QEMU
+    a layer was frozen (background)    what it holds goes into the one below; where that fails the machine stays on it
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def _settle_in_place(handle: QemuHandle, facts: dict[str, Any]) -> bool:
         return False
     frozen: bool = await disk.top(session) == node
     try:
-        await disk.take_off(session, node, facts["below"])
+        await disk.take_off(session, Path(facts["layer"]), node, facts["below"])
     except LivecloneError:
         return frozen
     return False

@@ -11,11 +11,13 @@ file on a disk is not possible (FACTS.md); `stream` serves there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from ... import trace
+from ...errors import Interrupted
 from ...host import memory
 from ..base import Captured, CapturePlan
 from ..undo import resume_after
@@ -68,7 +70,8 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         trace.at("background.streamed")
         stop = await marks.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
         resume = await marks.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
-        await abilities.aclose()
+        with contextlib.suppress(Interrupted):  # what we have is whole, also when QEMU has ended since
+            await abilities.aclose()
         layer.pop_all()  # the end: nothing that can fail or be cancelled comes after it
         steps["prepare"] = round((paused - began) * 1000, 3)
         steps["pause"] = round((resumed - paused) * 1000, 3)

@@ -8,12 +8,13 @@ memory faster than we write is stopped when the deadline has passed, so the capt
 
 from __future__ import annotations
 
+import contextlib
 import time
 from contextlib import AsyncExitStack
 from typing import Any
 
 from ... import trace
-from ...errors import TimedOut
+from ...errors import Interrupted, TimedOut
 from ..base import Captured, CapturePlan
 from ..undo import resume_after
 from . import argv, disk, migration
@@ -68,7 +69,8 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         trace.at("stream.resumed")
         stop = await marks.until(lambda e: e["event"] == "STOP", "the STOP event", 5.0)
         resume = await marks.until(lambda e: e["event"] == "RESUME", "the RESUME event", 5.0)
-        await abilities.aclose()
+        with contextlib.suppress(Interrupted):  # what we have is whole, also when QEMU has ended since
+            await abilities.aclose()
         layer.pop_all()  # the end: nothing that can fail or be cancelled comes after it
     return Captured(
         handle=handle,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import EventListener, QMPClient, QMPError, StateError
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
 from ...errors import Conflict, HypervisorError, Interrupted, NotFound, TimedOut
@@ -74,7 +74,7 @@ class Session:
             code="qmp-lost",
             tried=f"QMP {command}",
             on=self.name,
-            seen=last_words(self._log_path) or repr(error),
+            seen=last_words(self._log_path) or _how_it_ended(error),
             next_step=f"liveclone show {self.name}",
         )
 
@@ -154,6 +154,13 @@ def last_words(log_path: Path) -> str:
         lines = log_path.read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
     return ""
+
+
+def _how_it_ended(error: BaseException | None) -> str:
+    """Say what was seen of a QEMU that left no words; what is not simply the end of its connection is shown as it is."""
+    if error is None or isinstance(error, (StateError, ExecInterruptedError, EOFError, ConnectionError)):
+        return "it closed the connection without a word, as when it is killed"
+    return repr(error)
 
 
 def event_ns(event: dict[str, Any]) -> int:

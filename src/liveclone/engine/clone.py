@@ -31,7 +31,7 @@ from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
-from . import capacity, disposal, identify, parts, remove, wiring
+from . import capacity, death, disposal, identify, parts, remove, wiring
 from .clone_plan import Request, Result, choose_names
 from .context import Context
 
@@ -63,7 +63,8 @@ async def start(ctx: Context, request: Request) -> list[Result]:
             nonlocal done
             async with gate:
                 try:
-                    await _Clone(ctx, snapshot, memory, key, request, result, began).carry_out()
+                    with death.explained(state="not touched", next_step=f"liveclone clone {snapshot.name}"):
+                        await _Clone(ctx, snapshot, memory, key, request, result, began).carry_out()
                 except LivecloneError as error:
                     error.source_state = error.source_state or "not touched"
                     result.error = error

@@ -28,7 +28,7 @@ from ..model.machine import Hardware, Machine, MachineState, Memory, MemorySourc
 from ..model.network import NetworkKind, Port
 from ..units import MIB, render_size
 from . import agent as agents
-from . import capacity, disposal, identify, parts, wiring
+from . import capacity, death, disposal, identify, parts, wiring
 from .context import Context
 from .holding import hold_machine
 
@@ -72,7 +72,8 @@ async def run(ctx: Context, request: Request) -> Machine:
         undo.push_async_callback(handle.close)
         machine = _with_process(ctx, machine, handle)
         trace.at("run.booted")
-        machine = await _come_up(ctx, handle, machine, image.has_agent, first=True)
+        with death.explained(state="removed again", next_step=f"liveclone run {image.name}"):
+            machine = await _come_up(ctx, handle, machine, image.has_agent, first=True)
         ctx.journal(machine.id).end()
         undo.pop_all()
         await handle.close()
@@ -114,7 +115,8 @@ async def start(ctx: Context, text: str) -> Machine:
             undo.push_async_callback(handle.close)
             machine = _with_process(ctx, machine, handle)
             trace.at("start.booted")
-            machine = await _come_up(ctx, handle, machine, _has_agent(ctx, machine), first=False)
+            with death.explained(state="stopped again", next_step=f"liveclone start {machine.name}"):
+                machine = await _come_up(ctx, handle, machine, _has_agent(ctx, machine), first=False)
             ctx.journal(machine.id).end()
             undo.pop_all()
             await handle.close()

@@ -33,7 +33,7 @@ from ..model.base import now
 from ..model.machine import Machine
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from . import agent as agents
-from . import identify, parts, remove, seal, wiring
+from . import death, identify, parts, remove, seal, wiring
 from .context import Context
 from .holding import hold_machine
 from .snapshot_plan import Request, Work, check_state, plan
@@ -62,7 +62,9 @@ async def take(ctx: Context, request: Request) -> Snapshot:
                 snapshot, handle = await _carry_out_or_undo(work, handle)
             except LivecloneError as error:
                 error.source_state = error.source_state or "running"
-                if work.unsettled:
+                if work.died:
+                    await death.settle_snapshot(ctx, machine, error)
+                elif work.unsettled:
                     error.source_state = "running, without its network"
                     error.next_step += f"; then liveclone repair {machine.name}"
                 raise
@@ -111,7 +113,14 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
         undo.callback(work.end)
         trace.at("snapshot.begun")
         work.key = ctx.evidence(work.id).make_key()
-        captured = await _until_captured(work, handle, undo)
+        try:
+            with death.explained(state="running", next_step=f"liveclone snapshot {machine.name}"):
+                captured = await _until_captured(work, handle, undo)
+        except BaseException:
+            work.died = await death.happened(handle)
+            if work.died:
+                undo.pop_all()  # nobody is left to go back to: `take`, or the next command, settles it
+            raise
     # Whatever fails from here on, the source's manifest must first say in which process it runs.
     async with AsyncExitStack() as failed:
         failed.push_async_callback(captured.handle.close)
@@ -124,6 +133,8 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
             snapshot = _write_manifest(work, captured)
         if problem is not None:
             # The snapshot is good; the journal stays, so that the next command, or `repair`, mends the source.
+            seal.start(ctx, snapshot)
+            work.died = await death.happened(captured.handle)
             problem.source_state = "running, but its network or entropy was not renewed"
             problem.next_step = f"liveclone repair {machine.name}; the snapshot {work.name} can be used"
             raise problem

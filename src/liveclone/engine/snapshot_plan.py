@@ -51,6 +51,7 @@ class Work:
     items: tuple[ItemReport, ...] = ()
     warnings: tuple[str, ...] = ()
     is_final: bool = False  # the source goes on behind the capture: there is no way back
+    died: bool = False  # the source's process has ended
     steps_ms: dict[str, float] = field(default_factory=dict)
     marked: float = 0.0
     unsettled: bool = (

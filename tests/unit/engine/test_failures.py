@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from liveclone import trace
 from liveclone.engine import agent, identify, run, wiring
 from liveclone.errors import GuestError, HypervisorError, Interrupted, LivecloneError, Refused, TimedOut
+from liveclone.host import process
 from liveclone.model.machine import MachineState
 from liveclone.model.snapshot import CaptureMethod
 
@@ -227,6 +230,36 @@ async def test_a_source_whose_process_dies_is_said_to_be_stopped(world: World) -
     assert started.process is not None
     assert await world.find_faults() == []
     await world.snapshot("web")
+    await world.remove_all()
+
+
+@pytest.mark.parametrize("point", ["background.paused", "background.resumed", "stream.frozen"])
+async def test_a_source_that_dies_behind_the_freeze_keeps_what_it_wrote_since(
+    world: World, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.run("web")
+    await world.snapshot("web", "base")
+    before = world.machine("web")
+    assert before.process is not None
+    source = before.process
+
+    def at(here: str) -> None:
+        if here == point:
+            process.send(source, signal.SIGKILL)
+            assert process.wait_gone(source, 10.0)
+
+    monkeypatch.setattr(trace, "at", at)
+    with pytest.raises(Interrupted) as caught:
+        await world.snapshot("web", "new", CaptureMethod(point.partition(".")[0]))
+    assert caught.value.source_state.startswith("stopped")
+    assert caught.value.next_step == "liveclone start web"
+    assert [taken.name for taken in world.ctx.snapshots.list()] == ["base"]
+    after = world.machine("web")
+    assert (after.disk == before.disk) == (point == "background.paused")
+    assert len(after.layers) == len(before.layers) + (after.disk != before.disk)
+    assert await world.find_faults() == []
+    await run.start(world.ctx, "web")
+    await world.check_runs("web")
     await world.remove_all()
 
 

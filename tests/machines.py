@@ -595,12 +595,12 @@ def _wait_for_names() -> None:
 
 
 def find_points(*prefixes: str) -> list[str]:
-    """Return the trace points that the sources name, with these first words: a new one is covered by itself."""
+    """Return the trace points that the sources name, with these first words (none: all): a new one is covered by itself."""
     found = []
     source = ROOT / "src" / "liveclone"
     for path in sorted({*source.rglob("*.py")} - {*(source / "drivers" / "fake").rglob("*.py")}):
         found += re.findall(r'trace\.at\("([a-z.-]+)"\)', path.read_text())
-    return [point for point in dict.fromkeys(found) if point.partition(".")[0] in prefixes]
+    return [point for point in dict.fromkeys(found) if not prefixes or point.partition(".")[0] in prefixes]
 
 
 def open_for_writing(pid: int) -> list[tuple[tuple[int, int], str]]:

@@ -219,16 +219,13 @@ def test_while_captured_in_place(lab: Lab, herd: Herd, spare: Machine, death: De
 
 
 @of(deaths.SEALING)
-def test_while_sealing(
-    lab: Lab, herd: Herd, spare: Machine, death: Death, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_sealing(lab: Lab, spare: Machine, death: Death, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal, "start", lambda ctx, snapshot: None)
     taken = lab.snapshot(spare, "killed", CaptureMethod(death.method))
     with killing(lab, death.point, lambda: spare.process) as errors:
         assert seal.seal(lab.ctx, taken.id).state is SnapshotState.SEALED
     assert errors == []
     check_stopped(lab, spare, None)
-    check_stands(lab, None, herd.token)
 
 
 @of([death for death in deaths.CLONING if death.whose is Whose.CLONE])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from liveclone.cli.main import build_app
@@ -22,14 +25,38 @@ from liveclone.model.image import Image
 from liveclone.model.machine import Boot
 from liveclone.units import MIB
 
+from .commands import Command, stop_server
 from .terminal import COMMAND as COMMAND
-from .terminal import close_all
+from .terminal import Terminal, close_all
 
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 PATIENCE_S = 60.0
 
 Ended = subprocess.CompletedProcess[bytes]
-STARTED: list[subprocess.Popen[bytes]] = []
+Started = Command | subprocess.Popen[bytes]
+STARTED: list[Started] = []
+
+
+@functools.cache
+def build_command() -> Any:
+    """Return the command with all its verbs. To read their signatures takes longer than what most of them do."""
+    return typer.main.get_command(build_app())
+
+
+def invoke(
+    words: Sequence[str], given: bytes | None = None, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Run the command in this process."""
+    with CliRunner().isolation(given, environment) as (out, err, _):
+        code: Any = 0
+        try:
+            build_command().main(list(words), prog_name="liveclone")
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        assert isinstance(code, int)
+        return Ended(words, code, out.getvalue(), err.getvalue())
 
 
 class Home:
@@ -60,27 +87,31 @@ class Home:
 
     def call(self, *words: str, given: bytes | None = None, **environment: str) -> Ended:
         """Run the command to its end, whatever that is; in this process, which spares the start of another."""
-        result = CliRunner().invoke(
-            build_app(completion=False),
-            list(words),
-            prog_name="liveclone",
-            input=given,
-            env=self.environment | environment,
-            catch_exceptions=False,
-        )
-        return Ended(words, result.exit_code, result.stdout_bytes, result.stderr_bytes)
+        return invoke(words, given, self.environment | environment)
 
-    def spawn(self, *words: str, given: bytes | None = None, **environment: str) -> Ended:
-        """As `call`, in a process of its own: it may be killed, and its streams are real ones."""
-        return subprocess.run(
-            [*COMMAND, *words],
-            env=self.environment | environment,
-            input=given,
-            stdin=subprocess.DEVNULL if given is None else None,
-            capture_output=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+    def spawn(
+        self, *words: str, given: bytes | None = None, fresh: bool = False, **environment: str
+    ) -> Ended:
+        """As `call`, in a process of its own: it may be killed, and its streams are real ones.
+
+        `fresh`: from the start of Python on, not as commands.py does it.
+        """
+        environment = self.environment | environment
+        if fresh:
+            return subprocess.run(
+                [*COMMAND, *words],
+                env=environment,
+                input=given,
+                stdin=subprocess.DEVNULL if given is None else None,
+                capture_output=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
+        command = Command(environment, words, stdin=stdin)
+        STARTED.append(command)
+        out, err = command.communicate(given)
+        return Ended(words, command.wait(), out, err)
 
     def run(self, *words: str, given: bytes | None = None, **environment: str) -> str:
         """Run the command, which must succeed, and return what it printed."""
@@ -102,19 +133,31 @@ class Home:
         return fields
 
     def start(
-        self, *words: str, stdin: Any = subprocess.PIPE, stdout: Any = subprocess.PIPE
-    ) -> subprocess.Popen[bytes]:
+        self,
+        *words: str,
+        stdin: Any = subprocess.PIPE,
+        stdout: Any = subprocess.PIPE,
+        fresh: bool = False,
+    ) -> Started:
         """Start the command and leave it running; it ends with the test."""
-        started = subprocess.Popen(
-            [*COMMAND, *words],
-            env=self.environment,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            bufsize=0,  # what a test has not read yet is in the pipe, for `communicate`
-        )
+        started: Started
+        if fresh:
+            started = subprocess.Popen(
+                [*COMMAND, *words],
+                env=self.environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                bufsize=0,  # what a test has not read yet is in the pipe, for `communicate`
+            )
+        else:
+            started = Command(self.environment, words, stdin=stdin, stdout=stdout)
         STARTED.append(started)
         return started
+
+    def terminal(self, *words: str, fresh: bool = False) -> Terminal:
+        """Start the command on a terminal of its own."""
+        return Terminal(self.environment, *words, fresh=fresh)
 
     def machine(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.json("show", name)
@@ -139,6 +182,12 @@ class Home:
                 if mark in (entry / "cmdline").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
         shutil.rmtree(self.hot, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_the_server() -> Iterator[None]:
+    yield
+    stop_server()
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ import termios
 import time
 from collections.abc import Mapping
 
+from .commands import Command
+
 COMMAND = (sys.executable, "-m", "liveclone")
 PATIENCE_S = 30.0
 
@@ -31,18 +33,26 @@ def close_all() -> None:
 class Terminal:
     """Run the command in a pseudo-terminal. `expect` what it shows, `type` at it, `end` it."""
 
-    def __init__(self, environment: Mapping[str, str], *words: str) -> None:
+    def __init__(self, environment: Mapping[str, str], *words: str, fresh: bool = True) -> None:
+        """Start it; unless it is to be `fresh`, as commands.py does."""
         self.master, slave = pty.openpty()
         self.resize(24, 80)
-        self.child = subprocess.Popen(
-            [*COMMAND, *words],
-            env={**environment, "TERM": "xterm"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
+        environment = {**environment, "TERM": "xterm"}
+        self.child: subprocess.Popen[bytes] | Command
+        if fresh:
+            self.child = subprocess.Popen(
+                [*COMMAND, *words],
+                env=environment,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            )
+        else:
+            self.child = Command(
+                environment, words, stdin=slave, stdout=slave, stderr=slave, on_terminal=True
+            )
         self.slave = slave
         OPEN.append(self)
         self.shown = b""

@@ -15,7 +15,6 @@ from liveclone.model.snapshot import Snapshot, SnapshotState
 from liveclone.store import manifests
 
 from .conftest import Home
-from .terminal import Terminal
 
 LONG = "a" * 300
 HOSTILE = ("../x", "..", "/etc/passwd", LONG, "", "a b", "A", "-x", "\x1b[2J", "ü")
@@ -368,7 +367,7 @@ def test_repair_with_nothing_to_repair(town: Home) -> None:
 
 def test_what_a_killed_command_has_left_is_seen_and_repaired(home: Home) -> None:
     home.run("run", "image", "--name", "web", "-m", "128M")
-    killed = home.spawn("snapshot", "web", LIVECLONE_FAULT="snapshot.committed=kill")
+    killed = home.spawn("snapshot", "web", LIVECLONE_FAULT="snapshot.committed=kill", fresh=True)
     assert killed.returncode == -signal.SIGKILL
     ended = home.call("list")
     assert b"running (interrupted snapshot)" in ended.stdout
@@ -440,7 +439,7 @@ def test_an_audit_that_finds_something_fails(home: Home) -> None:
 def test_ctrl_c_undoes_and_says_so(home: Home, tmp_path: Path) -> None:
     """A run that waits for a guest that never answers; the machine that it was making goes."""
     home.environment["LIVECLONE_FAKE_FAULT"] = "web:mute:agent"
-    command = home.start("run", "image", "--name", "web", "-m", "128M")
+    command = home.start("run", "image", "--name", "web", "-m", "128M", fresh=True)
     assert command.stderr
     assert b"waiting for web to boot" in command.stderr.readline(), "progress, after the first second"
     command.send_signal(signal.SIGINT)
@@ -479,7 +478,7 @@ def test_ctrl_c_while_it_waits_for_the_seal_leaves_the_snapshot_and_says_so(
 
 def test_progress_on_a_terminal_is_a_line_that_changes(home: Home) -> None:
     home.environment["LIVECLONE_FAKE_FAULT"] = "web:mute:agent"
-    terminal = Terminal(home.environment, "run", "image", "--name", "web", "-m", "128M")
+    terminal = home.terminal("run", "image", "--name", "web", "-m", "128M", fresh=True)
     terminal.expect(rb"waiting for web to boot")
     terminal.type(b"\x03")
     terminal.expect(rb"ended by SIGINT; what was begun has been undone\r\n")
@@ -523,7 +522,7 @@ def test_a_machine_that_is_being_made_is_seen_as_such(home: Home) -> None:
 def test_output_that_nobody_reads_any_more(town: Home) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    command = town.start("list", stdout=write_end)
+    command = town.start("list", stdout=write_end, fresh=True)
     os.close(write_end)
     _, err = command.communicate(timeout=30)
     assert command.returncode == 141
@@ -561,18 +560,19 @@ def test_logs_follow_until_the_machine_stops(home: Home) -> None:
 
 
 def test_completion_knows_the_names(town: Home) -> None:
-    def complete(*words: str) -> list[str]:
+    def complete(*words: str, fresh: bool = False) -> list[str]:
         line = " ".join(["liveclone", *words])
         ended = town.spawn(
             _LIVECLONE_COMPLETE="complete_bash",
             _TYPER_COMPLETE_ARGS=line,
             COMP_WORDS=line,
             COMP_CWORD=str(len(words)),
+            fresh=fresh,
         )
         assert ended.stderr == b""
         return ended.stdout.decode().split()
 
-    assert complete("show", "w") == ["web", "warm"]
+    assert complete("show", "w", fresh=True) == ["web", "warm"]
     assert complete("stop", "t") == ["twin"]
     assert complete("clone", "wa") == ["warm"]
     assert complete("run", "im") == ["image"]

@@ -11,12 +11,15 @@ and whatever is marked `machine`. A tool that is missing skips a test at home an
 
 State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME is in the one on a
 disk, LIVECLONE_HOT in the one on tmpfs. When all is over nothing that knows these folders may be left;
-`nothing_left_behind` looks.
+`nothing_left_behind` looks. Each of several processes (xdist) has folders of its own in those of the run, and does
+not share a home, an address or a name with another one; tests/spread.py says which process runs what.
+What a test measures of the whole host it measures alone: while a test marked `alone` runs, no other machine test does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -57,17 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{tier}: in tests/{tier}")
     config.addinivalue_line("markers", "machine: starts a real guest; left out by --fast")
     config.addinivalue_line("markers", "light: of the tier fault, and starts no guest")
+    config.addinivalue_line("markers", "alone: no other machine test may run at the same time")
 
-    # Not in the checkout: its path may be too long for a Unix socket. Not in /tmp, which is memory on Debian 13.
-    large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
-    run = Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
-    shared_memory = os.access("/dev/shm", os.W_OK)
-    hot = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/dev/shm")) if shared_memory else run / "hot"
+    run, hot = _make_folders(getattr(config, "workerinput", None))
     config.stash[_RUN], config.stash[_HOT] = run, hot
     os.environ["LIVECLONE_HOME"] = str(run / "home")
     os.environ["LIVECLONE_HOT"] = str(hot / "home")
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(DEV / "cache" / "hypothesis")
-    if hasattr(config, "workerinput"):  # one of several processes (xdist), each with folders of its own
+    if hasattr(config, "workerinput"):
         config.option.basetemp = str(run / "tmp")
     else:
         config.option.basetemp = config.option.basetemp or str(run / "tmp")
@@ -76,6 +76,35 @@ def pytest_configure(config: pytest.Config) -> None:
     # ignore Ctrl-C, which tests of it would inherit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+
+
+def _make_folders(worker: dict[str, Any] | None) -> tuple[Path, Path]:
+    """Make the two folders of this run, or of this one of its processes."""
+    if worker is not None:
+        run, hot = (Path(folder, worker["workerid"]) for folder in worker["folders"])
+        run.mkdir()
+        hot.mkdir()
+        return run, hot
+    # Not in the checkout: its path may be too long for a Unix socket. Not in /tmp, which is memory on Debian 13.
+    large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+    run = Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
+    if os.access("/dev/shm", os.W_OK):
+        return run, Path(tempfile.mkdtemp(prefix=PREFIX, dir="/dev/shm"))
+    (run / "hot").mkdir()
+    return run, run / "hot"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process that is about to start (xdist) which folders the run has."""
+    node.workerinput["folders"] = [str(node.config.stash[folder]) for folder in (_RUN, _HOT)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.spread import Spread
+
+    return Spread(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -110,6 +139,22 @@ def _tier(item: pytest.Item) -> str:
     if tier not in TIERS:
         raise pytest.UsageError(f"{item.path} is in none of the tiers {', '.join(TIERS)}")
     return tier
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # waiting is not counted as the test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a machine test begin when no other process of the run (xdist) has one that must be alone, and hold off such."""
+    worker = getattr(item.config, "workerinput", None)
+    if worker is None or item.get_closest_marker("machine") is None:
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    folder = worker["folders"][0]
+    with open(f"{folder}/turn.lock", "a") as turn, open(f"{folder}/machines.lock", "a") as machines:
+        # Whoever waits to be alone has the turn, so that nobody begins before it.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(machines, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -161,23 +206,19 @@ def cache_folder() -> Path:
 def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
     """Fail the run if processes, network namespaces or memory images of it are left when all else is torn down."""
     run, hot = pytestconfig.stash[_RUN], pytestconfig.stash[_HOT]
-    before = _find_namespaces()
     yield
     left = [
         f"process {pid}: {words}" for pid, words in _find_processes(run, hot).items() if not _ends_soon(pid)
     ]
-    # Another run's namespaces cannot be told from ours by name: judge only while we are alone.
-    others = [folder for folder in run.parent.glob(PREFIX + "*") if folder != run]
-    if not others:
-        left += [f"network namespace {name}" for name in sorted(_find_namespaces() - before)]
+    left += [f"network namespace {name}" for name in sorted(_find_namespaces(run))]
     left += [f"memory image {file}" for file in sorted(hot.rglob("*")) if not file.is_dir()]
     if left:
         pytest.fail("left behind by this run:\n  " + "\n  ".join(left), pytrace=False)
 
 
 def _find_processes(run: Path, hot: Path) -> dict[int, str]:
-    """Return the processes, but this one, whose arguments or environment name a folder of the run."""
-    marks = [os.fsencode(run), os.fsencode(hot)]
+    """Return the processes, but this one, whose arguments or environment name something in a folder of the run."""
+    marks = [os.fsencode(folder) + b"/" for folder in (run, hot)]
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -216,7 +257,16 @@ def _with_pidfd(pid: int, action: Callable[[int], Any]) -> bool:
         os.close(fd)
 
 
-def _find_namespaces() -> set[str]:
-    with contextlib.suppress(OSError):
-        return {file.name for file in Path("/run/netns").iterdir() if file.name.startswith("liveclone")}
+def note_namespace(name: str) -> None:
+    """Say that a test is going to have machines in this network namespace. Nothing in a name tells whose it is."""
+    with Path(os.environ["LIVECLONE_HOME"]).with_name("namespaces").open("a") as notes:
+        notes.write(f"{name}\n")
+
+
+def _find_namespaces(run: Path) -> set[str]:
+    """Return the network namespaces that are there of those that were noted."""
+    with contextlib.suppress(FileNotFoundError):
+        return {
+            name for name in (run / "namespaces").read_text().split() if Path("/run/netns", name).exists()
+        }
     return set()

@@ -43,6 +43,7 @@ from liveclone.model.machine import Machine, ProcessRef
 from liveclone.model.network import NetworkKind, Port
 from liveclone.model.snapshot import CaptureMethod, Snapshot, SnapshotState
 from liveclone.units import MIB
+from tests.conftest import note_namespace
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class Lab:
     def __init__(self, home: Path, hot: Path, images: dict[str, Image]) -> None:
         self.settings = replace(engine_settings.read({}), home=home, hot=hot)
         self.ctx = open_context(self.settings)
+        note_namespace(self.ctx.layout.namespace)
         for name, image in images.items():
             folder = self.ctx.layout.images / name
             folder.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,16 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from liveclone.host import machine as host
 from liveclone.model.snapshot import CaptureMethod
 from liveclone.units import MIB
 from tests.fault.conftest import Sources
 from tests.machines import PATIENCE_S, ROOT, Lab, check_clear
+
+# It reads how much memory the whole host has left.
+pytestmark = pytest.mark.alone
 
 FREE = 600 * MIB  # beyond the reserve that is set here: room for a few
 

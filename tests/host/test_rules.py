@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+from tests.conftest import Needs
+
+TESTS = Path(__file__).resolve().parents[1]
 
 LEAVES_ALL_BEHIND = """
 import os, pathlib, subprocess
@@ -38,13 +41,46 @@ TIERS = {
     "tests/unit/test_d.py": "import pytest\ndef test_pure(): pass\n@pytest.mark.machine\ndef test_not(): pass",
     "tests/contract/test_a.py": "def test_kit(): pass",
 }
+# While the one that is alone runs, none of the others may begin.
+ALONE = {
+    "tests/vm/test_others.py": """
+import os, pytest, select
+
+@pytest.mark.parametrize("number", range(20))
+def test_other(number):
+    bell = os.open("bell", os.O_RDWR | os.O_NONBLOCK)
+    os.write(bell, b"x")
+    select.select([], [], [], 0.02)
+    os.close(bell)
+""",
+    "tests/fault/test_alone.py": """
+import os, pytest, select
+
+@pytest.mark.alone
+def test_alone():
+    bell = os.open("bell", os.O_RDWR | os.O_NONBLOCK)
+    os.write(bell, b"x")
+    os.read(bell, 100)
+    assert select.select([bell], [], [], 0.2) == ([], [], [])
+    os.close(bell)
+""",
+}
+KILLS_ITSELF = """
+import os, signal, subprocess
+
+def test_that_ends_its_process():
+    child = subprocess.Popen(["sleep", "601"], start_new_session=True)
+    print(child.pid, file=open("pid", "w"), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 NEEDS = "def test_it(needs): needs('sh')\ndef test_that(needs): needs('no-such-tool')"
 
 
 def run(folder: Path, files: dict[str, str], *arguments: str, ci: str = "") -> tuple[int, str]:
     """Run pytest on made-up tests under the real rules; returns its exit status and what it printed."""
     (folder / "tests").mkdir()
-    shutil.copy(CONFTEST, folder / "tests")
+    for name in ("conftest.py", "spread.py"):
+        shutil.copy(TESTS / name, folder / "tests")
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib -p no:cacheprovider\n")
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -114,3 +150,36 @@ def test_a_missing_tool_skips_at_home_and_fails_in_ci(tmp_path: Path, ci: str, o
     _, output = run(tmp_path, {"tests/unit/test_it.py": NEEDS}, ci=ci)
     assert outcome in output
     assert "no-such-tool" in output
+
+
+def test_one_that_must_be_alone_is_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "bell")
+    bell = os.open(tmp_path / "bell", os.O_RDWR)  # what is in it stays
+    status, output = run(tmp_path, ALONE, "-n", "2", "--dist", "loadfile")
+    os.close(bell)
+    assert status == 0, output
+    assert "21 passed" in output
+    workers = {line.split("]")[0]: line for line in output.splitlines() if line.startswith("[gw")}
+    assert len(workers) == 2, "one of each end"
+
+
+def test_what_a_killed_process_of_the_run_leaves_behind_is_removed(tmp_path: Path) -> None:
+    files = {"tests/unit/test_it.py": KILLS_ITSELF}
+    status, output = run(tmp_path, files, "-n", "1", "--dist", "loadfile", "--max-worker-restart", "0")
+    assert status == 1
+    assert "crashed" in output
+    assert not is_running((tmp_path / "pid").read_text().strip())
+
+
+def test_a_network_namespace_that_is_left_behind_is_named(tmp_path: Path, needs: Needs) -> None:
+    needs("ip", root=True)
+    own, other = (f"lc-test-{os.urandom(4).hex()}" for _ in range(2))
+    test = f"from tests.conftest import note_namespace\ndef test_it(): note_namespace({own!r})"
+    with contextlib.ExitStack() as undo:
+        for name in (own, other):  # the other one is somebody else's, and may come and go
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            undo.callback(subprocess.run, ["ip", "netns", "delete", name], check=True)
+        status, output = run(tmp_path, {"tests/unit/test_it.py": test})
+    assert status == 1
+    assert f"network namespace {own}" in output
+    assert other not in output

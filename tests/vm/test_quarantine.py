@@ -12,7 +12,7 @@ from liveclone.engine import agent as agents
 from liveclone.engine import clone as clones
 from liveclone.engine import identify, run
 from liveclone.errors import GuestError, Refused, TimedOut
-from liveclone.host import netns, process
+from liveclone.host import netns
 from liveclone.model.machine import Machine
 from liveclone.model.snapshot import Snapshot
 from tests.machines import PATIENCE_S, Lab, Operation, check_clear
@@ -125,7 +125,7 @@ def check_gone(lab: Lab, result: clones.Result) -> None:
     """Fail unless nothing of the clone is left; processes, taps, files and leases are looked at after each test."""
     assert result.machine is None
     assert result.name not in [machine.name for machine in lab.ctx.machines.list()]
-    assert not [line for _, line in process.find(f"guest={result.name},")]
+    assert not [line for line in lab.qemus().values() if f"guest={result.name}," in line]
 
 
 @pytest.mark.parametrize("how", BROKEN)

@@ -158,12 +158,13 @@ def test_a_reader_that_goes_away_ends_it(town: Home) -> None:
 
 
 def test_a_terminal(town: Home) -> None:
-    script = 'tty; read line; echo "got $line"; stty size; cat'
+    # A shell that waits for `stty` when ctrl-C comes goes on: it leaves the signal to whom it waits for.
+    script = 'tty; read line; echo "got $line"; stty size; echo here; exec cat'
     terminal = town.terminal("exec", "-it", "web", "sh", "-c", script, fresh=True)
     terminal.expect(rb"/dev/pts/\d+\r\n")
     assert terminal.is_raw()
     terminal.type(b"hello\r")
-    terminal.expect(rb"hello\r\ngot hello\r\n24 80\r\n")
+    terminal.expect(rb"hello\r\ngot hello\r\n24 80\r\nhere\r\n")
     terminal.type(b"\x03")  # ctrl-C: of the guest's terminal
     assert terminal.end() == 130
     assert terminal.child.returncode == 130

@@ -1,7 +1,7 @@
 """Which of several processes (xdist) runs what, and when.
 
-    quick files    to whoever is free, the one with the most tests first: half of the time a test only waits,
-                   so there may be more processes than processors
+    quick files    to whoever is free, the longest one first: half of the time a test only waits, so there may be
+                   more processes than processors
     machine files  when no quick one is left, to the first `MACHINES` processes: a guest needs a processor of its own.
                    One takes them from the front, the other from the back; so each tier's first machine, which is booted
                    once a process, is booted twice for one tier only.
@@ -18,6 +18,17 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # A third one would not find a processor on a small machine; more has not been measured.
 MACHINES = min(2, os.cpu_count() or 1)
+
+# About how long a test of a folder or a file takes, in seconds; the first that fits counts.
+USUAL_S = (
+    ("tests/host/test_rules.py", 1.0),
+    ("tests/host/test_ports.py", 0.5),
+    ("tests/host/", 0.2),
+    ("tests/contract/", 0.3),
+    ("tests/unit/engine/", 0.3),
+    ("tests/unit/cli/", 0.15),
+    ("", 0.03),
+)
 
 
 class Spread(LoadScopeScheduling):  # type: ignore[misc]
@@ -45,12 +56,16 @@ class Spread(LoadScopeScheduling):  # type: ignore[misc]
         """Return what the process is to take next, None when there is nothing for it."""
         quick: list[str] = [scope for scope in self.workqueue if not _has_machines(scope)]
         if quick:
-            return quick[0]
+            return max(quick, key=lambda scope: len(self.workqueue[scope]) * _usual_s(scope))
         machines: list[str] = [scope for scope in self.workqueue if _has_machines(scope)]
         able = [other for other in self.nodes if not other.shutting_down][:MACHINES]
         if not machines or node not in able:
             return None
         return sorted(machines, key=_place)[0 if node is able[0] else -1]
+
+
+def _usual_s(scope: str) -> float:
+    return next(seconds for start, seconds in USUAL_S if scope.startswith(start))
 
 
 def _has_machines(name: str) -> bool:

@@ -542,7 +542,7 @@ async def http(lab: Lab, machine: Machine, path: str = "/", *, published: bool =
             if head.startswith(b"HTTP/1.1 200"):
                 found: dict[str, Any] = json.loads(body)
                 return found
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, json.JSONDecodeError):  # half an answer: its guest has just gone down
             if time.monotonic() > end:
                 raise
         # Nothing tells from outside that a guest's program has begun to listen.

@@ -9,10 +9,10 @@
 The folder is the tier, in this order. `--fast` leaves out what starts a guest: `vm`, `fault` (unless marked `light`)
 and whatever is marked `machine`. A tool that is missing skips a test at home and fails it where CI=true.
 
-State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME is in the one on a
-disk, LIVECLONE_HOT in the one on tmpfs. When all is over nothing that knows these folders may be left;
-`nothing_left_behind` looks. Each of several processes (xdist) has folders of its own in those of the run, and does
-not share a home, an address or a name with another one; tests/spread.py says which process runs what.
+State of a run is in two folders that carry its name and are removed with it: LIVECLONE_HOME is in the one on a disk
+(with `--fast` on tmpfs too), LIVECLONE_HOT in the one on tmpfs. When all is over nothing that knows these folders may
+be left; `nothing_left_behind` looks. Each of several processes (xdist) has folders of its own in those of the run, and
+does not share a home, an address or a name with another one; tests/spread.py says which process runs what.
 What a test measures of the whole host it measures alone: while a test marked `alone` runs, no other machine test does.
 """
 
@@ -40,6 +40,9 @@ DEV = ROOT / ".dev"
 TIERS = {"unit": 30, "contract": 120, "host": 120, "vm": 600, "fault": 600}
 
 PREFIX = "liveclone-test-"
+
+# Much more than what the tests of `--fast` have in files at any time.
+SMALL_BYTES = 2 << 30
 _RUN, _HOT = pytest.StashKey[Path](), pytest.StashKey[Path]()
 
 hypothesis.settings.register_profile("liveclone", deadline=None, print_blob=True)
@@ -62,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "light: of the tier fault, and starts no guest")
     config.addinivalue_line("markers", "alone: no other machine test may run at the same time")
 
-    run, hot = _make_folders(getattr(config, "workerinput", None))
+    run, hot = _make_folders(getattr(config, "workerinput", None), small=config.getoption("--fast"))
     config.stash[_RUN], config.stash[_HOT] = run, hot
     os.environ["LIVECLONE_HOME"] = str(run / "home")
     os.environ["LIVECLONE_HOT"] = str(hot / "home")
@@ -78,8 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _make_folders(worker: dict[str, Any] | None) -> tuple[Path, Path]:
-    """Make the two folders of this run, or of this one of its processes."""
+def _make_folders(worker: dict[str, Any] | None, *, small: bool) -> tuple[Path, Path]:
+    """Make the two folders of this run, or of this one of its processes. `small`: it needs little room."""
     if worker is not None:
         run, hot = (Path(folder, worker["workerid"]) for folder in worker["folders"])
         run.mkdir()
@@ -87,8 +90,12 @@ def _make_folders(worker: dict[str, Any] | None) -> tuple[Path, Path]:
         return run, hot
     # Not in the checkout: its path may be too long for a Unix socket. Not in /tmp, which is memory on Debian 13.
     large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+    shared_memory = os.access("/dev/shm", os.W_OK)
+    if small and shared_memory and shutil.disk_usage("/dev/shm").free >= SMALL_BYTES:
+        # A sixth of all processor time goes into making and removing small files on ext4. The whole suite does that.
+        large = "/dev/shm"
     run = Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
-    if os.access("/dev/shm", os.W_OK):
+    if shared_memory:
         return run, Path(tempfile.mkdtemp(prefix=PREFIX, dir="/dev/shm"))
     (run / "hot").mkdir()
     return run, run / "hot"

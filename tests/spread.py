@@ -1,7 +1,7 @@
 """Which of several processes (xdist) runs what, and when.
 
-    quick files    to whoever is free, the longest one first: half of the time a test only waits, so there may be
-                   more processes than processors
+    quick files    to whoever is free, the longest one first: such a test often only waits, so there may be one
+                   process more than processors
     machine files  when no quick one is left, to the first `MACHINES` processes: a guest needs a processor of its own.
                    One takes them from the front, the other from the back; so each tier's first machine, which is booted
                    once a process, is booted twice for one tier only.

@@ -20,8 +20,8 @@ from ..formats import agent_frames
 # The agent is told less than we wait, so that it can say what hung before we give up on it.
 _SLACK_S = 2.0
 
-# When a call that may be repeated is asked again, at first; each time the wait doubles. Longer than `identify` takes, since an
-# agent that is asked twice has more to do just when it should be quick.
+# When a call that may be repeated is asked again, at first; each time the wait doubles. Longer than `identify` takes:
+# an agent that is asked twice has more to do just when it should be quick.
 _ASK_AGAIN_S = 0.5
 
 

@@ -18,11 +18,14 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
-from .engine import clone, execute, remove, repair, run, snapshot
+from .engine import audit, clone, execute, remove, repair, run, scan, snapshot
 from .engine.context import Progress, open_context, silent
 from .engine.settings import Settings
+from .identity.policy import DEFAULT
+from .model.audit import Audit
 from .model.machine import Machine
 from .model.network import NetworkKind, Port
+from .model.scan import Scan
 from .model.snapshot import CaptureMethod, Snapshot
 from .units import MIB
 
@@ -99,6 +102,14 @@ class Host:
             snapshot=snapshot_name, count=count, names=names, ports=ports, keep_failed=keep_failed
         )
         return self._wait(clone.start(self.context, request))
+
+    def scan(self, machine: str, *, policy: str = DEFAULT) -> Scan:
+        """Tell what in a machine is not safe to copy, judged by a policy (docs/scan.md); nothing is changed."""
+        return self._wait(scan.scan(self.context, machine, policy))
+
+    def audit(self, snapshot_name: str) -> Audit:
+        """Compare a snapshot's source and clones, as they are now, each with every other."""
+        return self._wait(audit.audit(self.context, snapshot_name))
 
     def machines(self) -> list[Machine]:
         """Return all machines."""

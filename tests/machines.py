@@ -443,8 +443,8 @@ class Operation:
         self._process.kill()
         self._process.communicate()
         os.close(self._ended)
+        shutil.rmtree(self._folder)  # first: nobody may come to open a FIFO that has no reader
         os.close(self._trace)
-        shutil.rmtree(self._folder)
 
     @property
     def pid(self) -> int:

@@ -11,6 +11,7 @@ every point is covered.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -29,7 +30,8 @@ _trace_path = os.environ.get("LIVECLONE_TRACE", "")
 def at(point: str) -> None:
     """Mark that the operation has reached `point`; does what LIVECLONE_FAULT asks for it, once."""
     if _trace_path:
-        with open(_trace_path, "a", encoding="ascii") as file:
+        # A process that goes on in the background may outlive whoever wanted to know.
+        with contextlib.suppress(FileNotFoundError), open(_trace_path, "a", encoding="ascii") as file:
             file.write(point + "\n")
     if not _faults:
         return

@@ -247,7 +247,8 @@ class FakeLab(Lab):
 
     async def count(self, subject: Subject) -> int:
         seen = await _fake(subject).look()
-        return int(seen["tick"] * len(seen["pages"]) + seen["page"])
+        whole = len(seen["pages"])
+        return int((seen["tick"] - 1) * whole + (seen["page"] or whole))  # at page 0 a round is whole
 
     async def go_ahead(self, subject: Subject) -> None:
         await self.runs_on(subject)

@@ -7,13 +7,19 @@ import os
 from collections.abc import Sequence
 
 
-def find_text(path: str) -> str | None:
+def find_bytes(path: str) -> bytes | None:
     """Return the content of `path`, or None where there is no such file."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def find_text(path: str) -> str | None:
+    """Return the text in `path`, or None where there is no such file."""
+    data = find_bytes(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
 
 
 def replace_file(path: str, text: str, mode: int = 0o644) -> None:

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 
-from . import netlink
+from . import netlink, sockets
 
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
@@ -50,6 +50,14 @@ class Kernel:
             fcntl.ioctl(fd, _RNDRESEEDCRNG)
         finally:
             os.close(fd)
+
+    def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
+        """End all that leads out of this machine; return how many, and those that remain, each with an errno."""
+        with sockets.Sockets() as diag:
+            found = diag.leading_out()
+            results = diag.end(found) if found else []
+        left = [(str(one), number) for one, number in zip(found, results) if number]
+        return len(found) - len(left), left
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         """Return name, MAC and IPv4 addresses of every network card, without the loopback."""

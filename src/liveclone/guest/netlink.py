@@ -11,6 +11,12 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Self = TypeVar("Self", bound="Netlink")
+
 RTMGRP_LINK = 1
 IFF_UP = 1
 _IFF_LOOPBACK = 8
@@ -54,42 +60,19 @@ class Address:
         self.cidr = f"{socket.inet_ntoa(ip)}/{prefix}"
 
 
-class Route:
-    """An rtnetlink socket. With `groups`, one that is told of changes."""
+class Netlink:
+    """A netlink socket of one `protocol` (netlink(7)). With `groups`, one that is told of changes."""
 
-    def __init__(self, groups: int = 0) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
+    def __init__(self, protocol: int, groups: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.bind((0, groups))
         self._sequence = 0
 
-    def __enter__(self) -> Route:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
-
-    def links(self) -> list[Link]:
-        """Return all interfaces."""
-        return [Link(body) for body in self._dump(_RTM_GETLINK, RTM_NEWLINK, _LINK.pack(0, 0, 0, 0, 0))]
-
-    def addresses(self) -> list[Address]:
-        """Return all IPv4 addresses."""
-        body = _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
-        return [Address(body) for body in self._dump(_RTM_GETADDR, RTM_NEWADDR, body)]
-
-    def changed_links(self, timeout_s: float) -> list[Link]:
-        """Wait at most `timeout_s` for news of interfaces; return those that came or changed.
-
-        An empty list means: time is up, or news was lost. Ask links() then.
-        """
-        self._socket.settimeout(max(0.001, timeout_s))
-        try:
-            data = self._socket.recv(_RECEIVE_BYTES)
-        except OSError:  # timeout; or ENOBUFS: more news than the socket holds
-            return []
-        return [Link(body) for kind, _, body in _messages(data) if kind == RTM_NEWLINK]
 
     def carry_out(self, requests: Sequence[tuple[int, int, bytes]]) -> list[int]:
         """Carry out requests (type, flags, body) in order, with one send; return an errno for each, 0 for success."""
@@ -108,7 +91,7 @@ class Route:
                     results[sequence] = -struct.unpack_from("=i", body)[0]
         return [results[first + number] for number in range(len(requests))]
 
-    def _dump(self, ask: int, expect: int, body: bytes) -> Iterator[bytes]:
+    def dump(self, ask: int, expect: int, body: bytes) -> Iterator[bytes]:
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), ask, _NLM_F_REQUEST | _NLM_F_DUMP, self._sequence, 0)
         self._socket.settimeout(None)
@@ -123,6 +106,34 @@ class Route:
                     raise_for(-struct.unpack_from("=i", answer)[0], "listing")
                 if kind == expect:
                     yield answer
+
+
+class Route(Netlink):
+    """An rtnetlink socket."""
+
+    def __init__(self, groups: int = 0) -> None:
+        super().__init__(socket.NETLINK_ROUTE, groups)
+
+    def links(self) -> list[Link]:
+        """Return all interfaces."""
+        return [Link(body) for body in self.dump(_RTM_GETLINK, RTM_NEWLINK, _LINK.pack(0, 0, 0, 0, 0))]
+
+    def addresses(self) -> list[Address]:
+        """Return all IPv4 addresses."""
+        body = _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
+        return [Address(body) for body in self.dump(_RTM_GETADDR, RTM_NEWADDR, body)]
+
+    def changed_links(self, timeout_s: float) -> list[Link]:
+        """Wait at most `timeout_s` for news of interfaces; return those that came or changed.
+
+        An empty list means: time is up, or news was lost. Ask links() then.
+        """
+        self._socket.settimeout(max(0.001, timeout_s))
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except OSError:  # timeout; or ENOBUFS: more news than the socket holds
+            return []
+        return [Link(body) for kind, _, body in _messages(data) if kind == RTM_NEWLINK]
 
 
 def set_up(index: int) -> tuple[int, int, bytes]:

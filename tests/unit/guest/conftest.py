@@ -35,6 +35,7 @@ class RecordingKernel(Kernel):
         self.seeds: list[bytes] = []
         self.cards: list[tuple[str, str, list[str]]] = []
         self.clock_was_set_to: int | None = None
+        self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
 
     def hostname(self) -> str:
         return self.name
@@ -50,6 +51,9 @@ class RecordingKernel(Kernel):
 
     def add_entropy(self, seed: bytes, uncredited: bytes) -> None:
         self.seeds.append(seed)
+
+    def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
+        return self.ended
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         return self.cards

@@ -26,6 +26,7 @@ from liveclone.guest.context import Context
 from liveclone.guest.items import Item, load_items, ssh_host_keys
 from liveclone.guest.items.hostname import Hostname, render_hosts
 from liveclone.guest.items.machine_id import MachineId, render_machine_id
+from liveclone.guest.items.random_seed import RandomSeed
 from liveclone.guest.items.rng import Rng
 from liveclone.guest.items.ssh_host_keys import SshHostKeys
 from liveclone.guest.kernel import Kernel
@@ -56,7 +57,10 @@ def value(item: Item, ctx: Context) -> bytes:
 
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
-    assert names == ["rng", "hostname", "clock", "machine_id", "network", "ssh_host_keys"]
+    assert names == [
+        *("rng", "hostname", "clock", "connections", "machine_id"),
+        *("network", "random_seed", "ssh_host_keys"),
+    ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
     assert [item.name for item in load_items() if not item.required] == ["network"]
 
@@ -140,6 +144,24 @@ class TestHostname:
         told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
         assert told == "a-clone\n"
         assert socket.gethostname() == before
+
+
+class TestRandomSeed:
+    def test_a_fresh_one_is_written(self, ctx: Make, root: Path) -> None:
+        path = root / "var/lib/systemd/random-seed"
+        path.parent.mkdir(parents=True)
+        old = os.urandom(512)
+        path.write_bytes(old)
+        assert value(RandomSeed(), ctx()) == old
+        RandomSeed().reset(ctx())
+        assert len(path.read_bytes()) == 512
+        assert value(RandomSeed(), ctx()) == path.read_bytes() != old
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_a_guest_without_one_does_not_get_one(self, ctx: Make, root: Path) -> None:
+        RandomSeed().reset(ctx())
+        assert RandomSeed().observe(ctx())[0] is None
+        assert not (root / "var/lib/systemd").exists()
 
 
 class TestMachineId:

@@ -33,7 +33,7 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
     found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
-    for reports, count in zip(found, (6, 5), strict=True):  # `network` is only observed
+    for reports, count in zip(found, (8, 7), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
         assert len(values) == count
 
@@ -73,6 +73,8 @@ def test_identify_makes_another_machine(
         "hostname": "changed",
         "machine_id": "changed",
         "clock": "configured",
+        "connections": "configured",
+        "random_seed": "absent",
         "ssh_host_keys": "absent",
     }
     for name in ("hostname", "machine_id"):

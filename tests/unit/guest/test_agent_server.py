@@ -26,7 +26,10 @@ from .conftest import Host, Refusal
 def test_ping(host: Host) -> None:
     told = host.call("ping")
     assert told["generation"] == {"counter": 0, "uuid": ""}
-    assert told["items"] == ["rng", "hostname", "clock", "machine_id", "network", "ssh_host_keys"]
+    assert told["items"] == [
+        *("rng", "hostname", "clock", "connections", "machine_id"),
+        *("network", "random_seed", "ssh_host_keys"),
+    ]
     assert told["uptime_s"] > 0
 
 

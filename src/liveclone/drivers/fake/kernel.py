@@ -48,6 +48,9 @@ class FakeKernel:
     def set_realtime_ns(self, now_ns: int) -> None:
         self._ahead_ns = now_ns - time.time_ns()
 
+    def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
+        return 0, []  # this guest has no network of its own
+
     def draw(self, count: int) -> bytes:
         with self._lock:
             drawn = hashlib.shake_256(self._pool + b"draw").digest(count)

@@ -22,7 +22,7 @@ from liveclone.model.image import Image
 from liveclone.model.machine import Machine, MemorySource
 from liveclone.model.snapshot import Snapshot
 from tests.conftest import Needs
-from tests.machines import Lab
+from tests.machines import TICKS, Lab
 from tests.vm.conftest import Story
 
 COUNT = 4
@@ -178,7 +178,7 @@ def test_evidence_covers_every_item(lab: Lab, family: Family, story: Story, sour
         assert source.id in evidence.compared_with
         reported = {item.item: item for item in evidence.items}
         assert {"rng", "clock", "hostname", "machine_id", "ssh_host_keys", "network"} <= set(reported)
-        for name in ("rng", "hostname", "machine_id", "ssh_host_keys"):
+        for name in ("rng", "hostname", "machine_id", "random_seed", "ssh_host_keys"):
             assert reported[name].required
             assert reported[name].status is ItemStatus.CHANGED
             assert reported[name].after not in ("", reported[name].before, observed[name].before)
@@ -264,6 +264,16 @@ def test_mac_and_address_are_as_leased(lab: Lab, family: Family, story: Story) -
     nic = story.before.nics[0]
     assert pairwise_distinct([*macs, nic.mac])
     assert pairwise_distinct([*addresses, nic.address])
+
+
+def test_connections_of_the_source_are_ended(lab: Lab, family: Family, story: Story) -> None:
+    """At the snapshot a client was connected. The source keeps that connection (test_handover), a clone has none."""
+    for machine in family.machines:
+        (item,) = [one for one in evidence_of(lab, story, machine).items if one.item == "connections"]
+        assert item.status is ItemStatus.CONFIGURED
+        assert int(item.details["ended"]) >= 1
+        connected = lab.shell(machine, "ss --no-header --tcp --numeric state established")
+        assert f":{TICKS} " not in connected, connected
 
 
 def test_an_audit_finds_all_distinct_and_what_was_made_equal(lab: Lab, family: Family, story: Story) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Report = dict[str, Any]
 
-_SETTLE_S = 3.0  # for a machine that is given no network
+_SETTLE_S = 3.0  # how long others wait at the most, as in a machine that is given no network
 _CANNOT_CHANGE = (errno.EROFS, errno.EBUSY, errno.EPERM)
 
 
@@ -78,7 +78,11 @@ class Lifecycle:
                 error.more["undo"] = run_hooks(ctx, "resumed")
                 raise
             self.warm(request)
-            return {"items": [_observe(ctx, item) for item in self.items], "hooks": hooks}
+            reports = [_observe(ctx, item) for item in self.items]
+            # Its card goes and comes again: what only watches that must not keep the source's programs waiting.
+            self._others.put_last(housekeeping=True)
+            self._workers.submit(self._put_back_in_time)
+            return {"items": reports, "hooks": hooks}
 
     def identify(self, request: Request) -> dict[str, Any]:
         """Give this machine, a clone, an identity of its own.
@@ -127,7 +131,11 @@ class Lifecycle:
         reports += self._reset_all(ctx, [item for item in items if item.order > 0])
         # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
         # what its disk says: its source's identity.
-        ctx.request.later += [lambda: files.sync(ctx.touched), self._settle, *ctx.later]
+        ctx.request.later += [
+            lambda: files.sync(ctx.touched),
+            *([self._settle] if event == "cloned" else []),
+            *ctx.later,
+        ]
         return {
             "items": reports,
             "hooks": run_hooks(ctx, event),
@@ -137,6 +145,11 @@ class Lifecycle:
 
     def _settle(self) -> None:
         self.settled.wait(_SETTLE_S)
+        self._others.put_back()
+
+    def _put_back_in_time(self) -> None:
+        """End a source's `prepare`, whatever becomes of the snapshot, and when what was put off has been done meanwhile."""
+        time.sleep(_SETTLE_S)
         self._others.put_back()
 
     def _reset_all(self, ctx: Context, items: list[Item]) -> list[Report]:

@@ -18,6 +18,21 @@ _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, sched.h
 _FLAGS, _THREADS, _POLICY = 6, 17, 38  # fields of proc_pid_stat(5) behind the name
 # Its workers are its children and live for seconds; whatever else is begun meanwhile must not inherit the last place.
 _WITH_CHILDREN = "systemd-udevd"
+# Names (comm, 15 characters) of what follows every card that comes and goes, and serves nobody outside.
+HOUSEKEEPING = frozenset(
+    {
+        *(
+            "systemd",
+            "systemd-udevd",
+            "(udev-worker)",
+            "systemd-journal",
+            "systemd-logind",
+            "systemd-network",
+        ),
+        *("systemd-resolve", "systemd-timesyn", "dbus-daemon", "dbus-broker", "dbus-broker-lau", "rsyslogd"),
+        *("NetworkManager", "nm-dispatcher"),
+    }
+)
 
 
 def go_first() -> bool:
@@ -58,11 +73,14 @@ class Others:
 
     Waking up, a clone's services note the new time and the new card; its kernel, which has that card to set up, would
     get one share among a dozen (measured: half of the time from the card's plugging to its address).
+
+    A source loses its card and gets it back: there only the system's housekeeping waits, for three seconds, so that what
+    the source serves goes on (ADR 9).
     """
 
     def __init__(self, root: str) -> None:
         self._proc = os.path.join(root, "proc")
-        self._threads: list[tuple[int, bool]] = []  # number, and whether its children wait too
+        self._threads: list[tuple[int, str]] = []  # number, and name of its process
         self._waiting: list[int] = []
 
     def look(self) -> None:
@@ -73,7 +91,7 @@ class Others:
             processes = []
         self._threads = [thread for name in processes for thread in self._find_threads(name)]
 
-    def _find_threads(self, pid: str) -> list[tuple[int, bool]]:
+    def _find_threads(self, pid: str) -> list[tuple[int, str]]:
         try:
             with open(f"{self._proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
                 name, _, rest = file.read().rpartition(")")
@@ -84,12 +102,14 @@ class Others:
             threads = os.listdir(f"{self._proc}/{pid}/task") if fields[_THREADS] != "1" else [pid]
         except (OSError, ValueError, IndexError):  # it has just ended
             return []
-        return [(int(thread), name.endswith(f"({_WITH_CHILDREN}")) for thread in threads]
+        return [(int(thread), name.partition("(")[2]) for thread in threads]
 
-    def put_last(self) -> None:
-        """Let all of them wait."""
-        for thread, with_children in self._threads:
-            policy = os.SCHED_IDLE if with_children else os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
+    def put_last(self, *, housekeeping: bool = False) -> None:
+        """Let all of them wait, or only the `housekeeping` of the system."""
+        for thread, name in self._threads:
+            if housekeeping and name not in HOUSEKEEPING:
+                continue
+            policy = os.SCHED_IDLE if name == _WITH_CHILDREN else os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
             try:
                 os.sched_setscheduler(thread, policy, os.sched_param(0))
                 self._waiting.append(thread)

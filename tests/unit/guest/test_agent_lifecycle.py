@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from liveclone.guest import lifecycle, priority
 from liveclone.guest.context import Context
 from liveclone.guest.errors import CannotChange
 from liveclone.guest.items import Item
@@ -190,6 +191,23 @@ def test_other_programs_go_on_when_a_clone_cannot_become_itself(
     with pytest.raises(Refusal):
         host.call("identify", **identity)
     assert not other.waits()
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_sources_housekeeping_waits_from_prepare_on_and_not_for_ever(
+    host: Host, identity: dict[str, Any], other: Other, monkeypatch: pytest.MonkeyPatch, resumes: bool
+) -> None:
+    monkeypatch.setattr(priority, "HOUSEKEEPING", {"sleep"})
+    monkeypatch.setattr(lifecycle, "_SETTLE_S", 0.3)
+    host.call("prepare", key=KEY)
+    assert other.waits()
+    if resumes:  # that makes no difference: what was put off is done meanwhile
+        host.call("resume", **identity)
+    deadline = time.monotonic() + 5
+    while other.waits():  # the kernel tells nobody of a new policy
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert os.sched_getscheduler(other.pid) == os.SCHED_OTHER
 
 
 def test_resume_lets_the_sources_programs_run(host: Host, identity: dict[str, Any], other: Other) -> None:

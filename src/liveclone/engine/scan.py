@@ -7,7 +7,6 @@ import msgspec
 from ..errors import GuestError
 from ..identity import policy as policies
 from ..model.base import now
-from ..model.machine import Machine
 from ..model.scan import FailedCheck, Scan, ScanFinding
 from . import agent as agents
 from .agent import Agent
@@ -16,6 +15,8 @@ from .execute import find_running
 from .holding import hold_machine
 
 DEADLINE_S = 30.0
+
+Report = tuple[tuple[ScanFinding, ...], tuple[FailedCheck, ...], tuple[str, ...], float]
 
 
 async def scan(ctx: Context, text: str, policy: str = policies.DEFAULT) -> Scan:
@@ -28,20 +29,30 @@ async def scan(ctx: Context, text: str, policy: str = policies.DEFAULT) -> Scan:
         NotFound: no such machine, or it does not run; no such policy. Refused: that is no policy.
         GuestError, TimedOut: its agent does not answer, or has no scan.
     """
-    policies.load(policy)
+    judge = policies.load(policy)
     found = find_running(ctx, text)
     async with hold_machine(ctx, found.id, f"scan of {found.name}") as machine:
         handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
         try:
             async with agents.connect(handle, machine.name) as agent:
-                return await look(agent, machine, policy)
+                findings, failed, checks, took_ms = await look(agent)
         finally:
             await handle.close()
+    return Scan(
+        machine=machine.id,
+        name=machine.name,
+        at=now(),
+        policy=policy,
+        checks=checks,
+        findings=findings,
+        failed=failed,
+        verdicts=judge.judge(findings, failed),
+        took_ms=took_ms,
+    )
 
 
-async def look(agent: Agent, machine: Machine, policy: str) -> Scan:
-    """Ask the agent, and judge what it says."""
-    judge = policies.load(policy)
+async def look(agent: Agent) -> Report:
+    """Return what the agent says: findings, checks that failed, names of those that ran, and milliseconds."""
     answer = await agent.call("scan", deadline_s=DEADLINE_S, repeat=True)
     try:
         findings = msgspec.convert(answer["findings"], tuple[ScanFinding, ...])
@@ -57,14 +68,4 @@ async def look(agent: Agent, machine: Machine, policy: str) -> Scan:
             seen=str(error),
             next_step="rebuild the image, so that its agent is of this version",
         ) from error
-    return Scan(
-        machine=machine.id,
-        name=machine.name,
-        at=now(),
-        policy=policy,
-        checks=checks,
-        findings=findings,
-        failed=failed,
-        verdicts=judge.judge(findings, failed),
-        took_ms=took_ms,
-    )
+    return findings, failed, checks, took_ms

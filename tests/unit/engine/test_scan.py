@@ -46,15 +46,13 @@ async def test_a_machine_that_does_not_run_or_a_policy_that_is_none(world: World
     await world.remove_all()
 
 
-async def test_an_agent_that_reports_nonsense(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_that_reports_nonsense() -> None:
     class Agent:
         name = "web"
 
         async def call(self, name: str, **options: object) -> dict[str, object]:
             return {"findings": [{"check": 7}], "failed": [], "checks": [], "took_ms": 1.0}
 
-    machine = await world.run("web")
     with pytest.raises(GuestError) as bad:
-        await scan.look(Agent(), machine, "default")  # type: ignore[arg-type]
+        await scan.look(Agent())  # type: ignore[arg-type]
     assert bad.value.code == "bad-report"
-    await world.remove_all()

@@ -16,7 +16,7 @@ from liveclone.drivers.qemu.handle import QemuHandle
 from liveclone.drivers.qemu.session import open_session
 from liveclone.errors import HypervisorError, Interrupted
 from liveclone.host import process, unix_socket
-from liveclone.model.machine import Hardware
+from liveclone.model.machine import Hardware, MachineState
 from liveclone.units import MIB
 
 GREETING = {
@@ -25,11 +25,15 @@ GREETING = {
 
 
 class Monitor:
-    """Answers QMP: each command with the next of its answers, the last one again and again; None hangs up."""
+    """Answers QMP: each command with the next of its answers, the last one again and again; None hangs up.
+
+    `events` are said in front of the first answer, which is that to qmp_capabilities.
+    """
 
     def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
         self.answers = {name.replace("_", "-"): found for name, found in answers.items()}
         self.asked: list[str] = []
+        self.events: list[dict[str, Any]] = []
 
     async def serve(self, listening: socket.socket) -> None:
         """Answer one client until it goes."""
@@ -40,11 +44,12 @@ class Monitor:
             question = json.loads(data)
             self.asked.append(question["execute"])
             answers = self.answers.get(question["execute"].replace("_", "-"), [{"return": {}}])
-            echo = {"id": question["id"]} if "id" in question else {}  # the first command has none
             answer = answers.pop(0) if answers[1:] else answers[0]
             if answer is None:
                 break
-            await self._say(writer, echo | answer)
+            while self.events:
+                await self._say(writer, self.events.pop(0))
+            await self._say(writer, {"id": question["id"]} | answer)
         writer.close()
         await writer.wait_closed()
 
@@ -85,6 +90,27 @@ def test_a_machine_whose_migration_is_just_over_runs_again(tmp_path: Path) -> No
     asyncio.run(ask(monitor, tmp_path, QemuHandle.resume))
     asked = monitor.asked[monitor.asked.index("cont") :]
     assert asked == ["cont", "query-status", "query-status", "query-status", "cont"]
+
+
+def test_an_event_in_front_of_the_first_answer_is_not_taken_for_it(tmp_path: Path) -> None:
+    monitor = Monitor(query_status=[status("running")])
+    stamp = {"seconds": 1, "microseconds": 0}
+    monitor.events = [
+        {"event": "VSERPORT_CHANGE", "data": {"id": "agent", "open": True}, "timestamp": stamp},
+    ]
+
+    async def work(handle: QemuHandle) -> None:
+        assert await handle.state() is MachineState.RUNNING
+
+    asyncio.run(ask(monitor, tmp_path, work))
+    assert monitor.asked == ["qmp_capabilities", "query-status"]
+
+
+def test_a_machine_that_refuses_the_first_command_is_an_error(tmp_path: Path) -> None:
+    monitor = Monitor(qmp_capabilities=[refusal("not today")])
+    with pytest.raises(Interrupted) as caught:
+        asyncio.run(ask(monitor, tmp_path, QemuHandle.resume))
+    assert "not today" in caught.value.seen
 
 
 def test_a_machine_that_may_not_run_is_an_error_with_qemus_words(tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ async def open_session(
         Interrupted: QEMU ended while starting; `seen` holds its last words.
     """
     client = QMPClient(name)
+    # QEMU may send an event between taking qmp_capabilities and answering it, and the library's own negotiation takes
+    # whatever comes next for the answer: so it is sent as a command like any other.
+    client.negotiate = False
     session = Session(name, client, log_path)
     try:
         sock = unix_socket.connect(socket_path)
@@ -195,8 +198,11 @@ async def open_session(
             next_step=f"liveclone start {name}",
         ) from error
     try:
-        await asyncio.wait_for(client.connect(sock), deadline_s)
+        async with asyncio.timeout(deadline_s):
+            await client.connect(sock)
+            await client.execute("qmp_capabilities")
     except TimeoutError as error:
+        await session.close()
         sock.close()
         raise Conflict(
             f"QEMU of {name} is busy with another connection",
@@ -207,6 +213,7 @@ async def open_session(
             next_step="try again",
         ) from error
     except (QMPError, EOFError, OSError) as error:
+        await session.close()
         sock.close()
         raise session.lost("connecting", error) from error
     return session

@@ -22,23 +22,27 @@ from liveclone.units import MIB
 GREETING = {
     "QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}
 }
+EVENT = {"event": "RTC_CHANGE", "data": {"offset": 0}, "timestamp": {"seconds": 1, "microseconds": 0}}
 
 
 class Monitor:
     """Answers QMP: each command with the next of its answers, the last one again and again; None hangs up.
 
-    `events` are said in front of the first answer, which is that to qmp_capabilities.
+    An event overtakes the greeting of the first `overtaking` connections, and then the first answer.
     """
 
     def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
         self.answers = {name.replace("_", "-"): found for name, found in answers.items()}
         self.asked: list[str] = []
-        self.events: list[dict[str, Any]] = []
+        self.overtaking = 0
 
     async def serve(self, listening: socket.socket) -> None:
         """Answer one client until it goes."""
-        client, _ = await asyncio.get_running_loop().sock_accept(listening)
-        reader, writer = await asyncio.open_connection(sock=client)
+        reader, writer = await self._accept(listening)
+        for _ in range(self.overtaking):
+            await self._say(writer, EVENT)
+            writer.close()
+            reader, writer = await self._accept(listening)
         await self._say(writer, GREETING)
         while data := await reader.read(65536):  # one command at a time, and no end of line behind it
             question = json.loads(data)
@@ -47,11 +51,16 @@ class Monitor:
             answer = answers.pop(0) if answers[1:] else answers[0]
             if answer is None:
                 break
-            while self.events:
-                await self._say(writer, self.events.pop(0))
+            if self.overtaking and self.asked == ["qmp_capabilities"]:
+                await self._say(writer, EVENT)
             await self._say(writer, {"id": question["id"]} | answer)
         writer.close()
         await writer.wait_closed()
+
+    @staticmethod
+    async def _accept(listening: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        client, _ = await asyncio.get_running_loop().sock_accept(listening)
+        return await asyncio.open_connection(sock=client)
 
     @staticmethod
     async def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
@@ -66,12 +75,16 @@ async def ask(
     with unix_socket.listen(folder / "qmp") as listening:
         listening.setblocking(False)
         serving = asyncio.create_task(monitor.serve(listening))
-        session = await open_session("web", folder / "qmp", folder / "qemu.log")
         try:
-            await work(QemuHandle("web", folder, Hardware(ram_bytes=128 * MIB), process.ref(pid), session))
+            session = await open_session("web", folder / "qmp", folder / "qemu.log")
+            try:
+                await work(
+                    QemuHandle("web", folder, Hardware(ram_bytes=128 * MIB), process.ref(pid), session)
+                )
+            finally:
+                await session.close()
         finally:
-            await session.close()
-            await serving
+            await asyncio.wait_for(serving, 10.0)
 
 
 def status(word: str) -> dict[str, Any]:
@@ -92,12 +105,9 @@ def test_a_machine_whose_migration_is_just_over_runs_again(tmp_path: Path) -> No
     assert asked == ["cont", "query-status", "query-status", "query-status", "cont"]
 
 
-def test_an_event_in_front_of_the_first_answer_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_events_in_front_of_the_greeting_and_the_first_answer_are_not_taken_for_them(tmp_path: Path) -> None:
     monitor = Monitor(query_status=[status("running")])
-    stamp = {"seconds": 1, "microseconds": 0}
-    monitor.events = [
-        {"event": "VSERPORT_CHANGE", "data": {"id": "agent", "open": True}, "timestamp": stamp},
-    ]
+    monitor.overtaking = 2
 
     async def work(handle: QemuHandle) -> None:
         assert await handle.state() is MachineState.RUNNING

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient, QMPError, StateError
-from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
+from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError, StateError
+from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError, GreetingError
 
 from ...errors import Conflict, HypervisorError, Interrupted, NotFound, TimedOut
 from ...host import unix_socket
@@ -182,12 +182,24 @@ async def open_session(
         Interrupted: QEMU ended while starting; `seen` holds its last words.
     """
     client = QMPClient(name)
-    # QEMU may send an event between taking qmp_capabilities and answering it, and the library's own negotiation takes
-    # whatever comes next for the answer: so it is sent as a command like any other.
     client.negotiate = False
     session = Session(name, client, log_path)
     try:
-        sock = unix_socket.connect(socket_path)
+        async with asyncio.timeout(deadline_s):
+            await _shake_hands(client, socket_path)
+    except TimeoutError as error:
+        await session.close()
+        raise Conflict(
+            f"QEMU of {name} is busy with another connection",
+            code="qmp-busy",
+            tried="connecting to QMP",
+            on=name,
+            seen=f"no greeting within {deadline_s:g} s",
+            next_step="try again",
+        ) from error
+    except QMPError as error:
+        await session.close()
+        raise session.lost("connecting", error) from error
     except OSError as error:
         raise NotFound(
             f"{name} does not run",
@@ -197,23 +209,26 @@ async def open_session(
             seen=last_words(log_path) or str(error),
             next_step=f"liveclone start {name}",
         ) from error
-    try:
-        async with asyncio.timeout(deadline_s):
-            await client.connect(sock)
-            await client.execute("qmp_capabilities")
-    except TimeoutError as error:
-        await session.close()
-        sock.close()
-        raise Conflict(
-            f"QEMU of {name} is busy with another connection",
-            code="qmp-busy",
-            tried="connecting to QMP",
-            on=name,
-            seen=f"no greeting within {deadline_s:g} s",
-            next_step="try again",
-        ) from error
-    except (QMPError, EOFError, OSError) as error:
-        await session.close()
-        sock.close()
-        raise session.lost("connecting", error) from error
     return session
+
+
+async def _shake_hands(client: QMPClient, socket_path: Path) -> None:
+    """Connect and leave QMP's negotiation mode.
+
+    An event of QEMU's may come in front of its greeting (the monitor is still in the mode of the connection before) and
+    in front of its first answer. The library's own negotiation takes either for what it awaits; so a greeting that is
+    none is asked for again, and the first command is sent as any other.
+    """
+    while True:
+        sock = unix_socket.connect(socket_path)
+        try:
+            await client.connect(sock)
+            break
+        except ConnectError as error:
+            sock.close()
+            if not isinstance(error.exc, GreetingError):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+    await client.execute("qmp_capabilities")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from liveclone.drivers.qemu import disk
 from liveclone.drivers.qemu.handle import QemuHandle
 from liveclone.drivers.qemu.session import open_session
 from liveclone.errors import HypervisorError, Interrupted
@@ -22,13 +23,13 @@ from liveclone.units import MIB
 GREETING = {
     "QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}
 }
-EVENT = {"event": "RTC_CHANGE", "data": {"offset": 0}, "timestamp": {"seconds": 1, "microseconds": 0}}
 
 
 class Monitor:
     """Answers QMP: each command with the next of its answers, the last one again and again; None hangs up.
 
-    An event overtakes the greeting of the first `overtaking` connections, and then the first answer.
+    An answer's "then" is a list of events that follow it. One event overtakes the greeting of each of the first
+    `overtaking` connections, and one the first answer.
     """
 
     def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
@@ -40,7 +41,7 @@ class Monitor:
         """Answer one client until it goes."""
         reader, writer = await self._accept(listening)
         for _ in range(self.overtaking):
-            await self._say(writer, EVENT)
+            await self._say(writer, event("RTC_CHANGE", offset=0))
             writer.close()
             reader, writer = await self._accept(listening)
         await self._say(writer, GREETING)
@@ -52,8 +53,11 @@ class Monitor:
             if answer is None:
                 break
             if self.overtaking and self.asked == ["qmp_capabilities"]:
-                await self._say(writer, EVENT)
-            await self._say(writer, {"id": question["id"]} | answer)
+                await self._say(writer, event("RTC_CHANGE", offset=0))
+            events = answer.get("then", [])
+            await self._say(writer, {"id": question["id"]} | {k: v for k, v in answer.items() if k != "then"})
+            for follower in events:
+                await self._say(writer, follower)
         writer.close()
         await writer.wait_closed()
 
@@ -89,6 +93,10 @@ async def ask(
 
 def status(word: str) -> dict[str, Any]:
     return {"return": {"status": word, "running": word == "running"}}
+
+
+def event(name: str, **data: Any) -> dict[str, Any]:
+    return {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}}
 
 
 def refusal(words: str) -> dict[str, Any]:
@@ -141,6 +149,28 @@ def test_a_machine_that_ends_before_it_answers_has_been_switched_off(tmp_path: P
             await handle.power_down(30.0)
 
         asyncio.run(ask(monitor, tmp_path, switch_off, child.pid))
+
+
+JOB = {"device": "thaw-new", "type": "commit", "len": 1, "offset": 0, "speed": 0}
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_a_layer_that_cannot_be_written_back_is_an_error_at_once(tmp_path: Path, is_ready: bool) -> None:
+    failed = event("BLOCK_JOB_COMPLETED", **JOB, error="No space left on device")
+    ready = event("BLOCK_JOB_READY", **JOB)
+    others = event("BLOCK_JOB_COMPLETED", **JOB | {"device": "another"})
+    monitor = Monitor(
+        block_commit=[{"return": {}, "then": [others, ready if is_ready else failed]}],
+        job_complete=[{"return": {}, "then": [failed]}],
+    )
+
+    async def work(handle: QemuHandle) -> None:
+        with pytest.raises(HypervisorError) as caught:
+            await asyncio.wait_for(disk.thaw(handle.session, "new", "old"), 10.0)
+        assert caught.value.seen == "No space left on device"
+
+    asyncio.run(ask(monitor, tmp_path, work))
+    assert monitor.asked == ["qmp_capabilities", "block-commit", *["job-complete"] * is_ready]
 
 
 def test_a_lost_connection_to_a_machine_that_lives_is_told(tmp_path: Path) -> None:

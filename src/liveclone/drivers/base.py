@@ -77,8 +77,9 @@ class CapturePlan:
     before the next step, so that a later process can finish or undo (engine/recover.py). A capture that has a point of
     no return says "committing" before it: from then on the caller does not cancel it. Before the guest runs on the next
     layer `on_next_disk=True` is noted: should every process of the machine die, its disk ends with `next_disk` for as
-    long as that file is there, so whoever writes it back into the layer below removes it. `before_pause` is awaited when
-    all that takes time is prepared, so that what the guest loses for the capture it loses for a moment only.
+    long as that file is there. So whoever writes it back into the layer below removes it, and a capture that fails
+    behind "pausing" leaves it where it could not be written back. `before_pause` is awaited when all that takes time
+    is prepared, so that what the guest loses for the capture it loses for a moment only.
     """
 
     method: CaptureMethod

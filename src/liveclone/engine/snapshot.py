@@ -65,7 +65,7 @@ async def take(ctx: Context, request: Request) -> Snapshot:
                 if work.died:
                     await death.settle_snapshot(ctx, machine, error)
                 elif work.unsettled:
-                    error.source_state = "running, without its network"
+                    error.source_state = "running, " + " and ".join(work.unsettled)
                     error.next_step += f"; then liveclone repair {machine.name}"
                 raise
             owned.pop_all()
@@ -100,7 +100,7 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
     ctx, machine, journal = work.ctx, work.machine, work.journal
     async with AsyncExitStack() as undo:
         files.make_folder(work.folder)
-        undo.callback(files.remove_tree, work.folder)
+        undo.callback(work.drop)
         journal.begin(
             "snapshot",
             snapshot=work.id,
@@ -189,6 +189,7 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
     def note(step: str, **facts: Any) -> None:
         journal.note(step, **facts)
         work.is_final = work.is_final or step == "committing"
+        work.layered = work.layered or (step == "pausing" and work.method is not CaptureMethod.HANDOVER)
 
     async def unplug() -> None:
         journal.note("unplug")
@@ -203,7 +204,7 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
     ):  # the RAM file gets the image's name, as the disk layer got the snapshot's
         files.hard_link(ctx.layout.ram(machine.id), work.memory)
         undo.callback(work.memory.unlink, missing_ok=True)
-    undo.callback(work.next_disk.unlink, missing_ok=True)
+    undo.callback(_undo_layer, work)
     parts.make_overlay(work.next_disk, frozen, machine.disk_bytes)
     plan = CapturePlan(
         method=work.method,
@@ -235,9 +236,19 @@ async def _undo_prepare(work: Work, handle: Handle) -> None:
                 await wiring.configure(machine, agent)
                 await identify.refresh(agent, machine, work.key, work.id)
         except LivecloneError:
-            work.unsettled = process.is_alive(machine.process)
+            if process.is_alive(machine.process):
+                work.unsettled.append("without its network")
 
     await asyncio.shield(carry_out())
+
+
+def _undo_layer(work: Work) -> None:
+    """Delete the next layer, unless the driver could not take it off again: then the guest writes it."""
+    if work.layered and work.next_disk.exists():
+        work.unsettled.append("on a disk layer that could not be taken off again")
+        work.keeps_folder = True
+    else:
+        work.next_disk.unlink(missing_ok=True)
 
 
 def _commit(work: Work, captured: Captured) -> Machine:

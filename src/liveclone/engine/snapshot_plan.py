@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..drivers.base import Handle
 from ..errors import Refused
+from ..host import files
 from ..ids import check_name, new_id
 from ..model.identity import ItemReport
 from ..model.machine import Machine, MachineState, MemorySource
@@ -54,14 +55,19 @@ class Work:
     died: bool = False  # the source's process has ended
     steps_ms: dict[str, float] = field(default_factory=dict)
     marked: float = 0.0
-    unsettled: bool = (
-        False  # the undo could not give the source its network back; the journal stays, for `repair`
-    )
+    layered: bool = False  # the driver may have put the next layer on, and deletes it when it is off again
+    keeps_folder: bool = False  # what the guest writes stands on the frozen layer in it
+    unsettled: list[str] = field(default_factory=list)  # what the undo left; the journal stays, for `repair`
 
     def end(self) -> None:
         """End the journal, unless something is left to be done."""
         if not self.unsettled:
             self.journal.end()
+
+    def drop(self) -> None:
+        """Remove the snapshot's folder, unless it is needed."""
+        if not self.keeps_folder:
+            files.remove_tree(self.folder)
 
     def mark(self, step: str) -> None:
         self.steps_ms[step] = round((time.monotonic() - self.marked) * 1000, 3)

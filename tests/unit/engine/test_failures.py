@@ -177,6 +177,32 @@ async def test_a_failed_snapshot_leaves_the_source_as_it_was(
     await world.remove_all()
 
 
+@pytest.mark.parametrize(("fault", "method"), [("drain", BACKGROUND), ("finish", STREAM)])
+async def test_a_layer_that_cannot_be_taken_off_again_stays(
+    world: World, fault: str, method: CaptureMethod
+) -> None:
+    before = await world.run("web", faults=f"web:refuse:{fault},web:refuse:thaw")
+    await world.write("web", "/srv/token", "kept")
+    with pytest.raises(LivecloneError) as caught:
+        await world.snapshot("web", method=method)
+    assert caught.value.source_state == "running, on a disk layer that could not be taken off again"
+    assert caught.value.next_step.endswith("liveclone repair web")
+    assert world.machine("web") == before
+    await world.write("web", "/srv/later", "kept as well")
+    assert await world.repair() == ["web"]
+    after = world.machine("web")
+    assert after.process == before.process
+    assert after.disk != before.disk
+    assert len(after.layers) == len(before.layers) + 1
+    assert world.ctx.snapshots.list() == []
+    assert await world.find_faults() == []
+    await run.stop(world.ctx, "web", force=True)
+    await run.start(world.ctx, "web")
+    assert await world.read("web", "/srv/token") == "kept"
+    assert await world.read("web", "/srv/later") == "kept as well"
+    await world.remove_all()
+
+
 async def test_a_guest_that_does_not_get_ready_is_not_captured(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ async def in_background(handle: FakeConnection, plan: CapturePlan) -> Captured:
     async with AsyncExitStack() as undo:
         undo.callback(_remove_parts, plan)
         await plan.before_pause()
+        undo.push_async_callback(_take_layer_off, handle, plan)
         plan.note("pausing", node=str(plan.next_disk), below=below)
         trace.at("background.pausing")
         undo.push_async_callback(wire.call, "cancel")
@@ -90,7 +91,6 @@ async def in_background(handle: FakeConnection, plan: CapturePlan) -> Captured:
             pause.push_async_callback(_resume_shielded, handle)
             paused = await wire.call("pause")
             trace.at("background.paused")
-            undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
             plan.note("frozen", on_next_disk=True)
             trace.at("background.frozen")
@@ -113,6 +113,7 @@ async def by_stream(handle: FakeConnection, plan: CapturePlan) -> Captured:
     async with AsyncExitStack() as undo:
         undo.callback(_remove_parts, plan)
         await plan.before_pause()
+        undo.push_async_callback(_take_layer_off, handle, plan)
         plan.note("pausing", node=str(plan.next_disk), below=below)
         trace.at("stream.pausing")
         undo.push_async_callback(wire.call, "cancel")
@@ -121,7 +122,6 @@ async def by_stream(handle: FakeConnection, plan: CapturePlan) -> Captured:
             pause.push_async_callback(_resume_shielded, handle)
             paused = await wire.call("pause")
             trace.at("stream.paused")
-            undo.push_async_callback(_take_layer_off, handle, plan)
             await wire.call("freeze", chain=chain)
             plan.note("frozen", on_next_disk=True)
             trace.at("stream.frozen")

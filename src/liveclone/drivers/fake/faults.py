@@ -14,7 +14,7 @@ omit:ITEM       ... nothing about it
 stuck:nic       the guest does not let go of its NICs
 ignore:power    the guest ignores the power button
 abrupt:power    the machine ends before it has answered that it was pressed
-refuse:STEP     the hypervisor refuses start, save, load, freeze, protect, copy, drain or finish
+refuse:STEP     the hypervisor refuses start, save, load, freeze, thaw, protect, copy, drain or finish
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ import asyncio
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-from ...errors import LivecloneError
+from ...errors import HypervisorError, LivecloneError
 from ...formats import qcow2
 from . import argv
 from .session import Session
@@ -67,18 +68,31 @@ async def thaw(session: Session, node: str, below: str) -> None:
     """Undo `freeze`: write what `node` holds into the layer `below` and take it off. The machine may run.
 
     The base must be named: without it QEMU commits into the lowest layer of the chain, which others share.
+
+    Raises:
+        HypervisorError: it could not be written; the machine is still on `node`, which stands on `below`.
     """
+    job = f"thaw-{node}"
+    what = "committing the disk layer"
+
+    def is_ours(event: dict[str, Any]) -> bool:
+        return bool(event["data"]["device"] == job)
+
     async with session.watch("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED") as watch:
-        job = f"thaw-{node}"
         await session.call("block-commit", job_id=job, device=node, base_node=below)
-        for event_name in ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED"):
-            await watch.until(
-                lambda e, name=event_name: e["event"] == name and e["data"]["device"] == job,  # type: ignore[misc]
-                "committing the disk layer",
-                COMMIT_DEADLINE_S,
-            )
-            if event_name == "BLOCK_JOB_READY":
-                await session.call("job-complete", id=job)
+        event = await watch.until(is_ours, what, COMMIT_DEADLINE_S)
+        if event["event"] == "BLOCK_JOB_READY":
+            await session.call("job-complete", id=job)
+            event = await watch.until(is_ours, what, COMMIT_DEADLINE_S)
+    if "error" in event["data"]:
+        raise HypervisorError(
+            f"QEMU could not write a disk layer of {session.name} into the one below",
+            code="commit-failed",
+            tried=what,
+            on=session.name,
+            seen=event["data"]["error"],
+            next_step=f"liveclone logs {session.name} --qemu",
+        )
     await remove_layer(session, node)
 
 

@@ -83,9 +83,12 @@ class Host:
         name: str = "",
         method: CaptureMethod | None = None,
         wait_sealed: bool = False,
+        policy: str = DEFAULT,
     ) -> Snapshot:
-        """Take a live snapshot; the machine runs on."""
-        request = snapshot.Request(machine=machine, name=name, method=method, wait_sealed=wait_sealed)
+        """Take a live snapshot, unless the policy refuses what is found in the machine; it runs on."""
+        request = snapshot.Request(
+            machine=machine, name=name, method=method, wait_sealed=wait_sealed, policy=policy
+        )
         return self._wait(snapshot.take(self.context, request))
 
     def clone(

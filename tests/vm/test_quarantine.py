@@ -247,6 +247,7 @@ def test_no_nic_before_the_evidence_is_verified(lab: Lab, source: Machine, snaps
         machine = lab.ctx.machines.find("watched")
         (tap,) = set(lab.taps()) - before
         assert machine.id in tap
+        lab.http(machine)  # a guest that nobody asks may not have said anything yet
         senders = read_senders(wire)
     # All frames since before the clone was made: its MAC appears, and until it was plugged nobody else's but these did.
     gateway = lab.ctx.network_spec().mac

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from liveclone.engine import scan
+from liveclone.errors import Refused
 from liveclone.model.machine import Machine
 from liveclone.model.scan import Action, Remedy, ScanFinding
 from tests.machines import Lab
@@ -20,13 +23,16 @@ def subjects(found: tuple[ScanFinding, ...], check: str) -> list[str]:
     return [one.subject for one in found if one.check == check]
 
 
+def generators(found: tuple[ScanFinding, ...]) -> list[tuple[str, Remedy]]:
+    return [(one.subject, one.remedy) for one in found if one.check == "generators"]
+
+
 def test_what_is_planted_is_found(lab: Lab, clone: Machine) -> None:
     before = lab.wait(scan.scan(lab.ctx, clone.name))
     assert before.failed == ()
     for check in ("containers", "enrolments", "environments", "key-agents", "mounts", "secret-files"):
         assert subjects(before.findings, check) == []
-    sshd = [one for one in before.findings if one.check == "generators" and "ssh.service" in one.subject]
-    assert [one.remedy for one in sshd] == [Remedy.RESTART]
+    assert generators(before.findings) == [("warm-app.service", Remedy.RESTART)]
     assert before.of(Action.REFUSE) == ()
 
     lab.shell(clone, PLANT)
@@ -39,7 +45,17 @@ def test_what_is_planted_is_found(lab: Lab, clone: Machine) -> None:
     assert SECRET not in str(after)
     assert len(after.of(Action.REFUSE)) == 1
 
-    lab.shell(clone, "printf '#!/bin/sh\\n' >/etc/liveclone/hooks.d/cloned/10-ssh")
-    lab.shell(clone, "chmod 755 /etc/liveclone/hooks.d/cloned/10-ssh")
+    hook = "/etc/liveclone/hooks.d/cloned/10-warm-app"
+    lab.shell(clone, f"printf '#!/bin/sh\\n' >{hook}; chmod 755 {hook}")
     hooked = lab.wait(scan.scan(lab.ctx, clone.name, "strict"))
-    assert [one.remedy for one in hooked.findings if "ssh.service" in one.subject] == [Remedy.HOOK]
+    assert generators(hooked.findings) == [("warm-app.service", Remedy.HOOK)]
+
+    with pytest.raises(Refused) as caught:
+        lab.snapshot(clone)
+    assert caught.value.code == "unsafe"
+    assert "/etc/krb5.keytab" in caught.value.seen
+    lab.shell(clone, "rm /etc/krb5.keytab")
+    taken = lab.snapshot(clone)
+    assert taken.scan is not None
+    assert subjects(taken.scan.findings, "secret-files") == ["/root/.ssh/id_ed25519"]
+    lab.remove_snapshot(taken)

@@ -47,6 +47,15 @@ Network = Annotated[
     Literal["bridge", "user", "none"] | None,
     typer.Option("--network", metavar="bridge|user|none", help="How it reaches others.", show_default=False),
 ]
+Policy = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="NAME|FILE",
+        help="What decides whether a snapshot is safe: open, default, strict, or a file (docs/scan.md).",
+        autocompletion=complete.policies,
+    ),
+]
 Publish = Annotated[
     list[str] | None,
     typer.Option(

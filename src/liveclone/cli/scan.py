@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import typer
 
-from . import complete, output, params
+from . import output, params
 from .verb import Cli, verb
 
 if TYPE_CHECKING:
     from ..engine.context import Context
-    from ..model.scan import Scan
-
-Policy = Annotated[
-    str,
-    typer.Option(
-        "--policy",
-        metavar="NAME|FILE",
-        help="What decides: open, default, strict, or a file (docs/scan.md).",
-        autocompletion=complete.policies,
-    ),
-]
+    from ..model.scan import Scan, Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +21,7 @@ def register(app: typer.Typer) -> None:
     verb(app, "scan")(scan)
 
 
-def scan(cli: Cli, machine: params.Machine, policy: Policy = "default") -> int:
+def scan(cli: Cli, machine: params.Machine, policy: params.Policy = "default") -> int:
     """Tell what in a machine is not safe to copy. Each finding with what to do about it; nothing is changed.
 
     The exit code is 3 if the policy would refuse a snapshot.
@@ -53,23 +44,14 @@ def scan(cli: Cli, machine: params.Machine, policy: Policy = "default") -> int:
 
 
 def _print(scan: Scan, *, quiet: bool) -> None:
-    from ..model.scan import Action, FailedCheck
+    from ..model.scan import Action
 
-    rows = []
-    for verdict in scan.verdicts:
-        one = verdict.finding
-        if isinstance(one, FailedCheck):
-            rows.append((verdict.action.value, one.check, "", one.error, "", ""))
-        else:
-            facts = (one.check, one.subject, one.seen, one.remedy.value, one.advice)
-            rows.append((verdict.action.value, *facts))
-    rows.sort(key=lambda row: [action.value for action in reversed(Action)].index(row[0]))
     if quiet:
-        for row in rows:
+        for row in _rows(scan.verdicts):
             output.print_line(" ".join(row[:3]))
         return
-    if rows:
-        output.print_table(("verdict", "check", "what", "seen", "remedy", "advice"), rows)
+    if scan.verdicts:
+        print_verdicts(scan.verdicts)
         output.print_line("")
     counted = Counter(verdict.action for verdict in scan.verdicts)
     told = ", ".join(f"{counted[action]} {action.value}" for action in reversed(Action) if counted[action])
@@ -77,3 +59,22 @@ def _print(scan: Scan, *, quiet: bool) -> None:
     output.print_line(
         f"{scan.name}: {told or 'nothing found'}; the policy {scan.policy} would {would} a snapshot"
     )
+
+
+def print_verdicts(verdicts: Iterable[Verdict]) -> None:
+    """Print findings and what a policy makes of them, the worst first."""
+    output.print_table(("verdict", "check", "what", "seen", "remedy", "advice"), _rows(verdicts))
+
+
+def _rows(verdicts: Iterable[Verdict]) -> list[tuple[str, ...]]:
+    from ..model.scan import Action, FailedCheck
+
+    rows: list[tuple[str, ...]] = []
+    for verdict in verdicts:
+        one = verdict.finding
+        if isinstance(one, FailedCheck):
+            rows.append((verdict.action.value, one.check, "", one.error, "", ""))
+        else:
+            facts = (one.check, one.subject, one.seen, one.remedy.value, one.advice)
+            rows.append((verdict.action.value, *facts))
+    return sorted(rows, key=lambda row: [action.value for action in reversed(Action)].index(row[0]))

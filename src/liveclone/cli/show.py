@@ -82,7 +82,9 @@ def _print_machine(detail: MachineDetail) -> None:
 
 def print_snapshot(detail: SnapshotDetail) -> None:
     """Print a snapshot, and who was compared with whom."""
+    from ..model.scan import Action
     from ..units import render_duration, render_size
+    from .scan import print_verdicts
 
     summary, snapshot = detail.summary, detail.snapshot
     output.print_line(f"snapshot {summary.name}: {summary.busy or summary.state.value}, of {summary.source}")
@@ -105,6 +107,12 @@ def print_snapshot(detail: SnapshotDetail) -> None:
             *(("warning", warning) for warning in summary.warnings),
         )
     )
+    if snapshot.scan is not None and (
+        told := [v for v in snapshot.scan.verdicts if v.action is not Action.ALLOW]
+    ):
+        output.print_line("")
+        output.print_line(f"not safe to copy unthinkingly (policy {snapshot.scan.policy}):")
+        print_verdicts(told)
     if detail.members:
         output.print_line("")
         output.print_line("members of its family, each compared with all before it:")

@@ -60,8 +60,12 @@ def create(
     wait_sealed: Annotated[
         bool, typer.Option("--wait-sealed", help="Return only when it would survive a reboot of the host.")
     ] = False,
+    policy: params.Policy = "default",
 ) -> None:
-    """Take a live snapshot of a running machine. Returns when clones can start; the machine runs on."""
+    """Take a live snapshot of a running machine. Returns when clones can start; the machine runs on.
+
+    What is not safe to copy in it is looked for first (as `scan` does), and the policy may refuse.
+    """
 
     async def work(ctx: Context) -> SnapshotSummary:
         from ..engine import snapshot, views
@@ -72,6 +76,7 @@ def create(
             name=name,
             method=CaptureMethod(method) if method else None,
             wait_sealed=wait_sealed,
+            policy=policy,
         )
         taken = await snapshot.take(ctx, request)
         return views.summarize_snapshot(ctx, taken, 0)
@@ -90,6 +95,11 @@ def create(
     if not cli.json:
         for warning in summary.warnings:
             output.print_warning(warning)
+        if summary.unsafe:
+            things = f"{summary.unsafe} thing{'s' * (summary.unsafe != 1)}"
+            output.print_warning(
+                f"not safe to copy unthinkingly: {things} in {summary.source}; liveclone snapshot show {summary.name}"
+            )
 
 
 def list_(cli: Cli) -> None:

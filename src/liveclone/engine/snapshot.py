@@ -1,6 +1,7 @@
 """Take a live snapshot of a running machine, and leave the machine running whatever happens.
 
     step        what                                               its undo
+    scan        agent: what is not safe to copy; policy: refuse?   -
     prepare     agent: observe the identity, application hooks     agent: resume hooks
     capture     driver: all that can be done while it runs, then   the driver's
       unplug      every NIC                                        plug them again, configure
@@ -33,7 +34,7 @@ from ..model.base import now
 from ..model.machine import Machine
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from . import agent as agents
-from . import death, identify, parts, remove, seal, wiring
+from . import death, identify, parts, remove, scan, seal, wiring
 from .context import Context
 from .holding import hold_machine
 from .snapshot_plan import Request, Work, check_state, plan
@@ -45,7 +46,8 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     """Take a live snapshot; returns when clones can start from it (or, with `wait_sealed`, when it is sealed).
 
     Raises:
-        Refused: the machine cannot be captured as it is (not running, quarantined, a name that is none).
+        Refused: the machine cannot be captured as it is (not running, quarantined, a name that is none, something in it
+            that the policy does not let two machines have); no such policy is NotFound.
         Conflict: the name is taken, or another command works on the machine.
         GuestError, TimedOut, HypervisorError, StoreError: a step failed. The source runs on, in every case but
             the death of its own QEMU, and the error says so.
@@ -59,6 +61,7 @@ async def take(ctx: Context, request: Request) -> Snapshot:
             await check_state(handle, machine)
             work = plan(ctx, machine, request)
             try:
+                await _scan(work, handle)
                 snapshot, handle = await _carry_out_or_undo(work, handle)
             except LivecloneError as error:
                 error.source_state = error.source_state or "running"
@@ -74,6 +77,19 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     if request.wait_sealed:
         snapshot = await seal.wait(ctx, snapshot, sealing)
     return snapshot
+
+
+async def _scan(work: Work, handle: Handle) -> None:
+    """Look for what is not safe to copy, and refuse to go on if the policy does not take it. Nothing is changed."""
+    work.ctx.progress("looking for what is not safe to copy", None)
+    try:
+        with death.explained(state="running", next_step=f"liveclone snapshot {work.machine.name}"):
+            work.scan = await scan.examine(handle, work.machine, work.policy)
+    except LivecloneError:
+        work.died = await death.happened(handle)
+        raise
+    scan.check(work.scan)
+    work.mark("scan")
 
 
 async def _carry_out_or_undo(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
@@ -299,6 +315,7 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         disk_bytes=machine.disk_bytes,
         layers=machine.layers,
         items=work.items,
+        scan=work.scan,
         warnings=work.warnings,
         capture=Capture(
             method=work.method,

@@ -9,9 +9,11 @@ from pathlib import Path
 from ..drivers.base import Handle
 from ..errors import Refused
 from ..host import files
+from ..identity import policy as policies
 from ..ids import check_name, new_id
 from ..model.identity import ItemReport
 from ..model.machine import Machine, MachineState, MemorySource
+from ..model.scan import Scan
 from ..model.snapshot import CaptureMethod
 from ..store.journal import Journal
 from . import capacity
@@ -32,6 +34,7 @@ class Request:
     name: str = ""
     method: CaptureMethod | None = None
     wait_sealed: bool = False
+    policy: str = policies.DEFAULT  # what decides which findings of the scan refuse the snapshot
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Work:
     folder: Path
     next_disk: Path
     memory: Path
+    policy: policies.Policy
+    scan: Scan | None = None
     key: bytes = b""
     items: tuple[ItemReport, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -77,6 +82,7 @@ class Work:
 def plan(ctx: Context, machine: Machine, request: Request) -> Work:
     """Refuse what cannot be done, before anything is touched; `machine` is what its lock protects."""
     assert machine.memory is not None
+    policy = policies.load(request.policy)
     best = _BY_MEMORY[machine.memory.source]
     method = request.method or best
     if method is CaptureMethod.HANDOVER and best is not CaptureMethod.HANDOVER:
@@ -123,6 +129,7 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         id=snapshot_id,
         name=name,
         method=method,
+        policy=policy,
         began=began,
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),

@@ -16,6 +16,7 @@ from ..model.base import Value
 from ..model.identity import Evidence
 from ..model.machine import Machine, MachineState
 from ..model.network import Port
+from ..model.scan import Action
 from ..model.snapshot import Snapshot, SnapshotState
 from . import remove
 from .context import Context
@@ -74,6 +75,7 @@ class SnapshotSummary(Value, frozen=True, kw_only=True):
     pause_ms: float
     clones: int  # that exist now
     warnings: tuple[str, ...] = ()  # what went wrong with the source's applications when it was taken
+    unsafe: int = 0  # findings of its scan that the policy warns of
     created_at: datetime.datetime
 
 
@@ -180,6 +182,7 @@ def summarize_snapshot(ctx: Context, snapshot: Snapshot, clones: int) -> Snapsho
         pause_ms=round(snapshot.capture.pause_ns / 1e6, 3),
         clones=clones,
         warnings=snapshot.warnings,
+        unsafe=len(snapshot.scan.of(Action.WARN)) if snapshot.scan is not None else 0,
         created_at=snapshot.created_at,
     )
 

@@ -29,8 +29,9 @@ DEFAULT = "default"
 
 
 class Policy(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One policy. `remedies` names all of them; `checks` those that are judged otherwise."""
+    """One policy. `remedies` names all of them; `checks` those that are judged otherwise. `name` is how it was asked for."""
 
+    name: str = ""
     failed: Action
     remedies: dict[Remedy, Action]
     checks: dict[str, Action] = {}
@@ -59,7 +60,7 @@ def load(text: str) -> Policy:
     """
     path = SHIPPED / f"{text}.toml" if text in names() else Path(text)
     try:
-        policy = msgspec.convert(_read(path), Policy)
+        policy: Policy = msgspec.convert(_read(path), Policy).replace(name=text)
     except OSError as error:
         raise NotFound(
             f"there is no policy {text!r}",

@@ -25,7 +25,7 @@ class Action(enum.Enum):
     REFUSE = "refuse"
 
 
-class ScanFinding(Value, frozen=True, kw_only=True):
+class ScanFinding(Value, frozen=True, kw_only=True, tag_field="kind", tag="finding"):
     """One thing in a guest that is not safe to copy. Holds names, never a secret itself."""
 
     check: str
@@ -35,7 +35,7 @@ class ScanFinding(Value, frozen=True, kw_only=True):
     advice: str
 
 
-class FailedCheck(Value, frozen=True, kw_only=True):
+class FailedCheck(Value, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
     """A check that could not look, so that nothing is known of what it is about."""
 
     check: str
@@ -57,10 +57,18 @@ class Scan(Value, frozen=True, kw_only=True):
     at: datetime.datetime
     policy: str
     checks: tuple[str, ...]  # those that ran
-    findings: tuple[ScanFinding, ...]
-    failed: tuple[FailedCheck, ...]
     verdicts: tuple[Verdict, ...]
     took_ms: float
+
+    @property
+    def findings(self) -> tuple[ScanFinding, ...]:
+        """What was found."""
+        return tuple(v.finding for v in self.verdicts if isinstance(v.finding, ScanFinding))
+
+    @property
+    def failed(self) -> tuple[FailedCheck, ...]:
+        """The checks that could not look."""
+        return tuple(v.finding for v in self.verdicts if isinstance(v.finding, FailedCheck))
 
     def of(self, action: Action) -> tuple[Verdict, ...]:
         """Return the verdicts with this action."""

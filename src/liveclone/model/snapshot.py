@@ -9,6 +9,7 @@ from .base import Value
 from .identity import ItemReport
 from .machine import Boot, Hardware
 from .network import NetworkKind
+from .scan import Scan
 
 
 class CaptureMethod(enum.Enum):
@@ -74,6 +75,7 @@ class Snapshot(Value, frozen=True, kw_only=True):
     disk_bytes: int  # virtual size
     layers: tuple[str, ...] = ()  # snapshots whose frozen layers lie under `disk`, nearest first
     items: tuple[ItemReport, ...] = ()  # the source's identity at capture
+    scan: Scan | None = None  # what in the source was not safe to copy
     warnings: tuple[
         str, ...
     ] = ()  # what went wrong with the source's applications and harms neither it nor clones

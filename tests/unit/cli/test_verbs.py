@@ -404,6 +404,11 @@ def test_a_scan_tells_what_is_not_safe_to_copy(home: Home) -> None:
     ]
     assert home.call("scan", "web", "-q").stdout == b"refuse enrolments /etc/krb5.keytab\n"
     assert home.fail(4, "scan", "web", "--policy", "loose")["error"] == "no-policy"
+    assert home.fail(3, "snapshot", "web")["error"] == "unsafe"
+    ended = home.call("snapshot", "web", "--name", "warm", "--policy", "open")
+    assert b"not safe to copy unthinkingly: 1 thing in web; liveclone snapshot show warm" in ended.stderr
+    assert "/etc/krb5.keytab" in home.run("snapshot", "show", "warm")
+    assert home.json("snapshot", "list")[0]["unsafe"] == 1
     home.remove_all()
 
 

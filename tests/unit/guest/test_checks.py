@@ -195,6 +195,22 @@ class TestGenerators:
         start(5, "nginx", unit="nginx.service", libraries=("libssl.so.3",))
         assert [one["remedy"] for one in look()] == [remedy]
 
+    def test_one_finding_for_each_service(self, root: Path, start: Start, look: Look) -> None:
+        start(41, "nginx", unit="nginx.service", libraries=("libssl.so.3", "libcrypto.so.3"))
+        start(42, "nginx", unit="nginx.service", libraries=("libssl.so.3", "libcrypto.so.3"))
+        start(43, "gnutls-serv", libraries=("libgnutls.so.30",))
+        assert facts(look()) == {
+            ("generators", "nginx.service", "restart"),
+            ("generators", "gnutls-serv (pid 43)", "accept"),
+        }
+
+    def test_what_draws_from_the_kernel_alone_is_not_told(self, start: Start, look: Look) -> None:
+        start(1, "systemd", libraries=("libcrypto.so.3",))
+        units = ("systemd-udevd.service", "getty@tty1.service", "ssh.service", "dbus.service")
+        for pid, unit in enumerate(units, 50):
+            start(pid, "any", unit=unit, libraries=("libcrypto.so.3",))
+        assert look() == []
+
 
 def test_key_agents(start: Start, look: Look) -> None:
     start(5, "ssh-agent")

@@ -17,7 +17,6 @@ from tests.fault.conftest import Sources
 from tests.machines import Lab, Operation, check_clear
 
 QUICK = {
-    "identify.PREPARE_DEADLINE_S": 1.0,
     "identify.IDENTIFY_DEADLINE_S": 1.0,
     "wiring.CONFIGURE_DEADLINE_S": 1.0,
     "agent._SLACK_S": 0.5,

@@ -5,11 +5,13 @@ The source runs on with its NIC. What only its agent can do, to set the address,
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from liveclone.engine import agent, identify, run, wiring
+from liveclone.engine import agent, run, scan, wiring
 from liveclone.errors import TimedOut
 from liveclone.model.machine import Machine
 from liveclone.model.snapshot import CaptureMethod
@@ -23,11 +25,14 @@ QUICK = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identify, "PREPARE_DEADLINE_S", 1.0)
-    monkeypatch.setattr(wiring, "CONFIGURE_DEADLINE_S", 1.0)
-    monkeypatch.setattr(agent, "_SLACK_S", 0.5)
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Do not wait long for an agent that will not answer; to be left before one is asked that does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "DEADLINE_S", 1.0)
+        patch.setattr(wiring, "CONFIGURE_DEADLINE_S", 1.0)
+        patch.setattr(agent, "_SLACK_S", 0.5)
+        yield
 
 
 def send(lab: Lab, machine: Machine, signal: str) -> None:
@@ -57,7 +62,7 @@ def test_before(lab: Lab, sources: Sources) -> None:
     """Nothing was touched: it keeps its NIC and its address, and its connections."""
     source = sources.any()
     send(lab, source, "STOP")
-    with pytest.raises(TimedOut) as silent:
+    with impatient(), pytest.raises(TimedOut) as silent:
         lab.snapshot(source)
     check_silent(silent.value.fields(), source.name, "running")
     assert lab.find_faults() == []
@@ -118,7 +123,8 @@ def test_after(lab: Lab, sources: Sources) -> None:
         check_silent(operation.result()["error"], source.name, "running")
     assert lab.nics(source) == ["nic0"]
     # While it is silent nothing can be mended, and nothing hangs.
-    lab.repair()
+    with impatient():
+        lab.repair()
     taken = lab.ctx.snapshots.find("good")
     clone = lab.clone(taken)
     assert lab.http(clone)["token"] == sources.token

@@ -13,12 +13,15 @@ takes its taps along. Names can be foretold, for `ip netns exec NS tcpdump -i t0
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import string
 import struct
+import time
 
 from ..errors import Conflict, LivecloneError, NotFound, Refused, Unsupported
 from . import netns
@@ -30,7 +33,9 @@ _SET_IFF, _GET_IFF = 0x400454CA, 0x800454D2
 _TAP, _NO_PI, _VNET_HDR, _EXCL = 0x0002, 0x1000, 0x4000, 0x8000
 # linux/sockios.h
 _GET_INDEX, _ADD_PORT, _GET_FLAGS, _SET_FLAGS = 0x8933, 0x89A2, 0x8913, 0x8914
-_UP = 0x1
+_UP, _RUNNING = 0x1, 0x40
+_LINK_NEWS = 1  # RTMGRP_LINK, linux/rtnetlink.h
+_START_S = 1.0
 _IFREQ = 40  # sizeof(struct ifreq) on 64-bit
 
 _INDEXES = string.digits + string.ascii_lowercase
@@ -123,9 +128,31 @@ def _attach(control: socket.socket, bridge: str, name: str) -> None:
     answer = fcntl.ioctl(control, _GET_INDEX, struct.pack("16s24x", name.encode()))
     index = struct.unpack_from("i", answer, 16)[0]
     fcntl.ioctl(control, _ADD_PORT, struct.pack("16si20x", bridge.encode(), index))
-    answer = fcntl.ioctl(control, _GET_FLAGS, struct.pack("16s24x", name.encode()))
-    flags = struct.unpack_from("H", answer, 16)[0]
+    flags = _flags(control, name)
     fcntl.ioctl(control, _SET_FLAGS, struct.pack("16sH22x", name.encode(), flags | _UP))
+    if not _flags(control, bridge) & _RUNNING:
+        _wait_until_running(control, bridge)
+
+
+def _flags(control: socket.socket, link: str) -> int:
+    answer = fcntl.ioctl(control, _GET_FLAGS, struct.pack("16s24x", link.encode()))
+    flags: int = struct.unpack_from("H", answer, 16)[0]
+    return flags
+
+
+def _wait_until_running(control: socket.socket, bridge: str) -> None:
+    """Wait for a bridge that has just got its first port.
+
+    The kernel starts it in a worker of its own, at once on a quiet host; until then it drops what it would send, as
+    the answer to a guest's first ARP request. One that does not start in time is no failure: guests ask again.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as news:
+        news.bind((0, _LINK_NEWS))
+        until = time.monotonic() + _START_S
+        while not _flags(control, bridge) & _RUNNING and (left_s := until - time.monotonic()) > 0:
+            select.select([news], [], [], left_s)
+            with contextlib.suppress(OSError):
+                news.recv(65536, socket.MSG_DONTWAIT)
 
 
 def _translate(error: OSError, namespace: str, bridge: str, name: str) -> LivecloneError:

@@ -15,12 +15,17 @@ from rich.console import Console
 from liveclone.errors import LivecloneError
 from liveclone.units import render_duration
 
-from . import circumstances, clones, crowd, lab, pauses, picture, plan, series, table
+from . import circumstances, clones, crowd, identity, lab, pauses, picture, plan, series, table
 from .plan import Plan
 from .recording import Recorder
 from .series import Entry
 
-MEASURE = {"pauses": pauses.measure, "clones": clones.measure, "crowd": crowd.measure}
+MEASURE = {
+    "pauses": pauses.measure,
+    "clones": clones.measure,
+    "identity": identity.measure,
+    "crowd": crowd.measure,
+}
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 

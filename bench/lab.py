@@ -67,7 +67,7 @@ async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIter
         ctx = open_context(chosen)
         lab = Lab(ctx, plan, recorder, screen)
         try:
-            await _take_image(lab)
+            await take_image(lab, ImageSpec(name=IMAGE))
             yield lab
         finally:
             await asyncio.shield(_clean_up(lab))
@@ -77,7 +77,7 @@ async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def open_source(lab: Lab, ram_mib: int) -> AsyncIterator[Machine]:
+async def open_source(lab: Lab, ram_mib: int, image: str = IMAGE) -> AsyncIterator[Machine]:
     """Boot a machine, note how long that took, let it fill its memory; remove it and its snapshots at the end.
 
     Raises:
@@ -85,7 +85,7 @@ async def open_source(lab: Lab, ram_mib: int) -> AsyncIterator[Machine]:
     """
     ctx = lab.ctx
     began = time.monotonic()
-    source = await run.run(ctx, run.Request(image=IMAGE, name="source", ram_bytes=ram_mib * MIB))
+    source = await run.run(ctx, run.Request(image=image, name="source", ram_bytes=ram_mib * MIB))
     try:
         ready_s = time.monotonic() - began
         at_ready = touched_mib(source)
@@ -154,8 +154,8 @@ def _temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
 
 
-async def _take_image(lab: Lab) -> None:
-    """Build the image, once: it stays in the cache of `./dev`."""
+async def take_image(lab: Lab, spec: ImageSpec) -> None:
+    """Build an image, once: it stays in the cache of `./dev`."""
     cache = os.environ.get("LIVECLONE_DEV_CACHE") or Path(__file__).parent.parent / ".dev" / "cache"
     folder = Path(cache) / "images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ async def _take_image(lab: Lab) -> None:
             lab.say(f"  [dim]image: {phase}[/]")
         last = phase
 
-    await build_image(ImageSpec(name=IMAGE), folder, progress, replace=True)
+    await build_image(spec, folder, progress, replace=True)
     lab.ctx.images = ImageLibrary(folder)
 
 

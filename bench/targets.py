@@ -82,4 +82,10 @@ TARGETS = (
         )
         for size in (SMALL, LARGE)
     ),
+    Target(
+        "identity, all items : the first six, p50",
+        2,
+        "x",
+        _ratio(_value("identity", "p50", SMALL, items="all"), _value("identity", "p50", SMALL, items="six")),
+    ),
 )

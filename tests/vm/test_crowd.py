@@ -1,0 +1,29 @@
+"""Thirty-two clones of one snapshot: each verified, and asked afresh, with draws of all kinds, every pair is distinct."""
+
+from __future__ import annotations
+
+import pytest
+
+from liveclone.engine import audit
+from liveclone.model.audit import Role
+from liveclone.model.snapshot import Snapshot
+from tests.machines import Lab
+
+pytestmark = pytest.mark.alone  # two processors are little for them as it is
+
+COUNT = 32
+
+
+def test_all_pairs_are_distinct(lab: Lab, snapshotted: Snapshot) -> None:
+    machines = lab.clones(snapshotted, COUNT)
+    audited = lab.wait(audit.audit(lab.ctx, snapshotted.id))
+    assert audited.equal == ()
+    assert audited.left_out == ()
+    clones = [member for member in audited.members if member.role is Role.CLONE]
+    assert {machine.name for machine in machines} <= {member.name for member in clones}
+    # The source was this snapshot: of all pairs only that one has something in common.
+    count = len(audited.members)
+    assert audited.pairs == count * (count - 1) // 2 - 1
+    for nics in ([nic.mac for m in machines for nic in m.nics], [nic.ip for m in machines for nic in m.nics]):
+        assert len(set(nics)) == COUNT
+    lab.remove(*machines)

@@ -25,6 +25,7 @@ from .identity.policy import DEFAULT
 from .model.audit import Audit
 from .model.machine import Machine
 from .model.network import NetworkKind, Port
+from .model.parameters import Parameters
 from .model.scan import Scan
 from .model.snapshot import CaptureMethod, Snapshot
 from .units import MIB
@@ -97,12 +98,18 @@ class Host:
         *,
         count: int = 1,
         names: Sequence[str] = (),
+        parameters: Sequence[Parameters] = (),
         ports: Sequence[Port] = (),
         keep_failed: bool = False,
     ) -> list[clone.Result]:
         """Start live clones; each result holds a ready machine with its evidence, or an error."""
         request = clone.Request(
-            snapshot=snapshot_name, count=count, names=names, ports=ports, keep_failed=keep_failed
+            snapshot=snapshot_name,
+            count=count,
+            names=names,
+            parameters=parameters,
+            ports=ports,
+            keep_failed=keep_failed,
         )
         return self._wait(clone.start(self.context, request))
 

@@ -14,6 +14,7 @@ from .errors import Refused
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ID = re.compile(r"[0-9a-f]{12}")
+_HOSTNAME_LONGEST = 64  # sethostname(2), on Linux
 
 
 def new_id() -> str:
@@ -41,4 +42,22 @@ def check_name(text: str, what: str = "name") -> str:
         tried=f"reading a {what}",
         seen=f"{len(text)} characters",
         next_step="use 1 to 63 of a-z, 0-9 and dashes, beginning and ending with a letter or digit",
+    )
+
+
+def check_hostname(text: str) -> str:
+    """Return `text` if it may be a guest's host name: labels as names have them, joined by dots, 64 characters at most.
+
+    Raises:
+        Refused: it may not.
+    """
+    if len(text) <= _HOSTNAME_LONGEST and all(_NAME.fullmatch(label) for label in text.lower().split(".")):
+        return text
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    raise Refused(
+        f"{shown!r} cannot be a host name",
+        code="bad-name",
+        tried="reading a host name",
+        seen=f"{len(text)} characters",
+        next_step="use letters, digits and dashes, joined by dots, 64 characters at most",
     )

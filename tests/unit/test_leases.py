@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from liveclone.errors import Refused
+from liveclone.errors import Conflict, Refused
 from liveclone.store.leases import LeaseBook
 from tests.contract.children import run_at_once
 
@@ -54,6 +54,24 @@ def test_an_address_is_of_the_network_and_kept_until_it_is_freed(tmp_path: Path)
     book.free("a")
     book.free("a")
     assert book.take("b")[1] == second
+
+
+def test_an_address_that_is_wanted(tmp_path: Path) -> None:
+    book = make_book(tmp_path, "10.0.0.1/28")
+    assert book.take("a", "10.0.0.9")[1] == "10.0.0.9/28"
+    assert book.take("a", "10.0.0.9")[1] == "10.0.0.9/28"
+    with pytest.raises(Conflict):
+        book.take("b", "10.0.0.9")
+    for ip in ("10.0.0.0", "10.0.0.1", "10.0.0.3", "10.0.0.15", "10.0.1.4", "here", "10.0.0.9/28"):
+        with pytest.raises(Refused) as caught:
+            book.take("b", ip)
+        assert caught.value.code == "bad-address"
+    given = {book.take(name)[1] for name in "bcdefghijk"}
+    assert len(given) == 10 and "10.0.0.9/28" not in given
+    with pytest.raises(Refused):
+        book.take("l")
+    book.free("a")
+    assert book.take("l", "10.0.0.9")[1] == "10.0.0.9/28"
 
 
 def test_a_freed_address_is_the_last_to_be_given_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from liveclone.host import process
 from liveclone.model.identity import Evidence, ItemStatus
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine, MemorySource
+from liveclone.model.parameters import Parameters
 from liveclone.model.snapshot import Snapshot
 from tests.conftest import Needs
 from tests.machines import TICKS, Lab
@@ -314,3 +315,16 @@ def test_an_address_is_given_back_and_a_mac_is_not(lab: Lab, clone: Machine) -> 
     assert nic.ip not in (lab.ctx.layout.network / "leases.json").read_text()
     assert nic.mac in (lab.ctx.layout.network / "macs").read_text()
     assert not process.is_alive(clone.process)
+
+
+def test_what_the_user_gives_a_clone(lab: Lab, snapshotted: Snapshot) -> None:
+    key, script = "ssh-ed25519 AAAAC3 ann", "#!/bin/sh\necho $LIVECLONE_HOSTNAME >/root/told\n"
+    given = Parameters(hostname="app.example", address="10.213.9.9", ssh_keys=(key,), user_data=script)
+    machine = lab.clone(snapshotted, parameters=[given])
+    assert machine.nics[0].ip == "10.213.9.9"
+    assert lab.http(machine, "/identity")["hostname"] == "app.example"
+    told = lab.shell(machine, "hostname; cat /root/told; tail -n 1 /root/.ssh/authorized_keys")
+    assert told == f"app.example\napp.example\n{key}"
+    modes = "/root/.ssh /root/.ssh/authorized_keys /var/lib/liveclone/user-data"
+    assert lab.shell(machine, f"stat -c %a {modes}").split() == ["700", "600", "700"]
+    lab.remove(machine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,11 +26,44 @@ def clone(
     snapshot: params.Snapshot,
     count: Annotated[
         int | None,
-        typer.Option("--count", "-n", metavar="N", help="How many; one, or as many as names are given."),
+        typer.Option(
+            "--count",
+            "-n",
+            metavar="N",
+            help="How many; one, or as many as names, host names or addresses are given.",
+        ),
     ] = None,
     name: Annotated[
         list[str] | None,
         typer.Option(help="A clone's name; SNAPSHOT-cN by default. May be given again.", show_default=False),
+    ] = None,
+    hostname: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Its host name; its name by default. Given again: the next clone's.", show_default=False
+        ),
+    ] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IPV4",
+            help="Its address; the next free one by default. Given again: the next clone's.",
+            show_default=False,
+        ),
+    ] = None,
+    ssh_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Public keys that may log in as root, in each clone.", show_default=False
+        ),
+    ] = None,
+    user_data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Kept in each clone (/var/lib/liveclone/user-data), and run there if it begins with #!.",
+            show_default=False,
+        ),
     ] = None,
     publish: params.Publish = None,
     network: params.Network = None,
@@ -44,6 +78,7 @@ def clone(
     from . import exits
 
     names = name or []
+    wanted = max(1, len(names), len(hostname or ()), len(address or ())) if count is None else count
 
     async def work(ctx: Context) -> list[Result]:
         from ..engine import clone as clones
@@ -51,8 +86,9 @@ def clone(
 
         request = clones.Request(
             snapshot=snapshot,
-            count=max(1, len(names)) if count is None else count,
+            count=wanted,
             names=names,
+            parameters=params.parse_parameters(wanted, hostname, address, ssh_key, user_data),
             ports=params.parse_ports(publish),
             network=params.parse_network(network),
             keep_failed=keep_failed,

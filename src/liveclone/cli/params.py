@@ -5,6 +5,7 @@ Texts are parsed by the functions here, so that a bad one is a Refused with a ne
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +15,10 @@ import typer
 from . import complete
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..model.network import NetworkKind, Port
+    from ..model.parameters import Parameters
 
 Machine = Annotated[
     str,
@@ -101,6 +105,58 @@ def parse_network(text: str | None) -> NetworkKind | None:
     from ..model.network import NetworkKind
 
     return NetworkKind(text) if text else None
+
+
+def parse_parameters(
+    count: int,
+    hostnames: Sequence[str] | None,
+    addresses: Sequence[str] | None,
+    key_files: Sequence[Path] | None,
+    user_data: Path | None,
+) -> list[Parameters]:
+    """Return the parameters of `count` clones: the first host name is the first one's; keys and user data are everybody's.
+
+    Raises:
+        NotFound: a file cannot be read. Refused: user data is no text.
+    """
+    from ..model.parameters import Parameters
+
+    keys = tuple(
+        line.strip()
+        for path in key_files or ()
+        for line in _read(path, "--ssh-key").splitlines()
+        if line.strip() and not line.startswith("#")
+    )
+    text = _read(user_data, "--user-data") if user_data is not None else ""
+    rows = itertools.zip_longest(hostnames or (), addresses or (), range(count), fillvalue="")
+    return [
+        Parameters(hostname=str(hostname), address=str(address), ssh_keys=keys, user_data=text)
+        for hostname, address, _ in rows
+    ]
+
+
+def _read(path: Path, option: str) -> str:
+    from ..errors import NotFound, Refused
+
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise NotFound(
+            f"{path} cannot be read",
+            code="no-such-file",
+            tried=f"reading {option}",
+            on=str(path),
+            seen=error.strerror or str(error),
+            next_step="give the path of a file of this host",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"{path} is no text",
+            code="bad-parameter",
+            tried=f"reading {option}",
+            on=str(path),
+            seen=str(error),
+        ) from error
 
 
 def parse_pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
 from . import capacity, death, disposal, identify, parts, remove, wiring
-from .clone_plan import Request, Result, choose_names
+from .clone_plan import Request, Result, choose_names, choose_parameters
 from .context import Context
 
 __all__ = ["Request", "Result", "start"]
@@ -49,7 +49,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
     began = time.monotonic()
     found = ctx.snapshots.find(request.snapshot)
     async with ctx.hold_snapshot(found.id, f"cloning {found.name}", shared=True) as snapshot:
-        names = choose_names(ctx, snapshot, request)
+        names, parameters = choose_names(ctx, snapshot, request), choose_parameters(request)
         memory = await asyncio.to_thread(parts.check, ctx, snapshot)
         trace.at("clone.checked")
         if not request.overcommit:
@@ -72,7 +72,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
             done += 1
             ctx.progress(f"{result.name} {'failed' if result.error else 'is ready'}", done / request.count)
 
-        results = [Result(name) for name in names]
+        results = [Result(name, given) for name, given in zip(names, parameters, strict=True)]
         try:
             async with asyncio.TaskGroup() as group:
                 for result in results:
@@ -160,7 +160,7 @@ class _Clone:
             disk_bytes=snapshot.disk_bytes,
             layers=(snapshot.id, *snapshot.layers),
             network=network,
-            nics=wiring.plan_nics(ctx, machine_id, network),
+            nics=wiring.plan_nics(ctx, machine_id, network, self.result.parameters.address),
             ports=wiring.choose_ports(network, self.request.ports),
             generation=identify.first_generation().replace(counter=1),
             clone_of=snapshot.id,
@@ -191,7 +191,9 @@ class _Clone:
             await handle.resume()
             self.mark("resume")
             trace.at("clone.resumed")
-            reported = await identify.become(agent, machine, self.key, self.snapshot.id)
+            reported = await identify.become(
+                agent, machine, self.key, self.snapshot.id, self.result.parameters
+            )
             self.mark("identify")
             trace.at("clone.identified")
             existing = {other.id for other in ctx.machines.list()}

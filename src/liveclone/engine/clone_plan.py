@@ -6,26 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LivecloneError, Refused
-from ..ids import check_name
+from ..ids import check_hostname, check_name
 from ..model.identity import Evidence
 from ..model.machine import Machine
 from ..model.network import NetworkKind, Port
+from ..model.parameters import NONE, Parameters
 from ..model.snapshot import Snapshot
+from ..units import KIB
 from .context import Context
 
 MOST = 1000  # clones in one request
+USER_DATA_BYTES = 64 * KIB  # a line to the agent holds it many times over
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked for.
 
-    `names` may be fewer than `count`; the rest get SNAPSHOT-cN. `ports` go to each clone, so host port 0 for several.
+    `names` may be fewer than `count`; the rest get SNAPSHOT-cN. `parameters` are those of the first clone, the second, ...
+    `ports` go to each clone, so host port 0 for several.
     """
 
     snapshot: str
     count: int = 1
     names: Sequence[str] = ()
+    parameters: Sequence[Parameters] = ()
     ports: Sequence[Port] = ()
     network: NetworkKind | None = None
     keep_failed: bool = False
@@ -37,6 +42,7 @@ class Result:
     """One clone that was asked for: ready, or why not."""
 
     name: str
+    parameters: Parameters = NONE
     machine: Machine | None = None
     evidence: Evidence | None = None
     error: LivecloneError | None = None
@@ -84,3 +90,37 @@ def choose_names(ctx: Context, snapshot: Snapshot, request: Request) -> list[str
             names.append(name)
         number += 1
     return names
+
+
+def choose_parameters(request: Request) -> list[Parameters]:
+    """Return the parameters of each clone.
+
+    Raises:
+        Refused: a host name that is none, an address for a machine without a network, a key that is none, too much of
+            user data, or more parameters than clones.
+    """
+    given = list(request.parameters)
+    if len(given) > request.count:
+        raise _refuse(f"parameters for {len(given)} clones were given", f"{request.count} are asked for")
+    for one in given:
+        if one.hostname:
+            check_hostname(one.hostname)
+        if one.address and request.network is NetworkKind.NONE:
+            raise _refuse("a machine without a network has no address", one.address)
+        for key in one.ssh_keys:
+            if "\n" in key or len(key.split()) < 2:
+                raise _refuse("an SSH key is one line of its public part: ssh-ed25519 AAAA...", key[:40])
+        if len(one.user_data.encode()) > USER_DATA_BYTES:
+            raise _refuse(f"user data is at most {USER_DATA_BYTES} bytes", f"{len(one.user_data)} characters")
+    return given + [NONE] * (request.count - len(given))
+
+
+def _refuse(message: str, seen: str) -> Refused:
+    return Refused(
+        message,
+        code="bad-parameter",
+        tried="reading the parameters of a clone",
+        seen=seen,
+        source_state="not touched",
+        next_step="liveclone clone --help",
+    )

@@ -13,6 +13,7 @@ from ..errors import GuestError
 from ..model.base import now
 from ..model.identity import Evidence, Finding, Generation, ItemReport
 from ..model.machine import Machine
+from ..model.parameters import NONE, Parameters
 from .agent import Agent
 
 SEED_BYTES = 64  # 512 bits, twice what the kernel's generator holds
@@ -48,12 +49,23 @@ async def look(agent: Agent, key: bytes) -> tuple[ItemReport, ...]:
     return _reports(answer, agent.name)
 
 
-async def become(agent: Agent, machine: Machine, key: bytes, snapshot_id: str) -> Evidence:
+async def become(
+    agent: Agent, machine: Machine, key: bytes, snapshot_id: str, given: Parameters = NONE
+) -> Evidence:
     """Make the guest a machine of its own, and return what it reports (not judged yet).
 
     An application that could not become another machine's speaks against it.
     """
-    evidence, failed = await _change("identify", agent, machine, key, snapshot_id, hostname=machine.name)
+    evidence, failed = await _change(
+        "identify",
+        agent,
+        machine,
+        key,
+        snapshot_id,
+        hostname=given.hostname or machine.name,
+        ssh_keys=given.ssh_keys,
+        user_data=given.user_data,
+    )
     changed: Evidence = evidence.replace(
         findings=tuple(Finding(item=f"hook cloned/{name}", reason=f"it {ending}") for name, ending in failed)
     )

@@ -24,11 +24,15 @@ UNPLUG_DEADLINE_S = 10.0
 CONFIGURE_DEADLINE_S = 15.0
 
 
-def plan_nics(ctx: Context, machine_id: str, kind: NetworkKind) -> tuple[Nic, ...]:
-    """Take a MAC and an address for a new machine."""
+def plan_nics(ctx: Context, machine_id: str, kind: NetworkKind, wanted: str = "") -> tuple[Nic, ...]:
+    """Take a MAC and an address for a new machine; the address that is wanted, if one is.
+
+    Raises:
+        Refused: that address is none of the network's, or no address is left. Conflict: another machine has it.
+    """
     if kind is NetworkKind.NONE:
         return ()
-    mac, address = ctx.leases.take(machine_id)
+    mac, address = ctx.leases.take(machine_id, wanted)
     # QEMU's user network answers names too, at an address of its own; on the bridge nobody does.
     dns = ctx.leases.name_server if kind is NetworkKind.USER else ""
     return (Nic(id=NIC_ID, kind=kind, mac=mac, address=address, gateway=ctx.leases.gateway, dns=dns),)

@@ -2,7 +2,8 @@
 
 `prepare` runs before a snapshot, `cloned` in each clone once its identity is new, `resumed` in the source after the
 snapshot, and also when a snapshot is called off. A hook sees LIVECLONE_EVENT and, where there is one,
-LIVECLONE_SNAPSHOT, LIVECLONE_GENERATION (uuid), LIVECLONE_COUNTER and LIVECLONE_HOSTNAME.
+LIVECLONE_SNAPSHOT, LIVECLONE_GENERATION (uuid), LIVECLONE_COUNTER, LIVECLONE_HOSTNAME and LIVECLONE_USER_DATA (a
+path). User data that is a script is a clone's last hook.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import process
+from . import parameters, process
 from .context import Context
 from .errors import CallError
 from .request import elapsed_ms
@@ -28,7 +29,11 @@ def run_hooks(ctx: Context, event: str) -> list[dict[str, Any]]:
     A hook that fails does not keep the others from running: the caller decides what it means.
     """
     folder = ctx.path(f"{FOLDER}/{event}")
-    return [_run(ctx, event, folder, name) for name in find_hooks(ctx.root, event)]
+    hooks = [(name, f"{folder}/{name}") for name in find_hooks(ctx.root, event)]
+    script = parameters.find_script(ctx) if event == "cloned" else ""
+    if script:
+        hooks.append(("user-data", script))
+    return [_run(ctx, event, name, path) for name, path in hooks]
 
 
 def check_hooks(event: str, reports: list[dict[str, Any]]) -> None:
@@ -55,13 +60,13 @@ def find_hooks(root: str, event: str) -> list[str]:
     return [n for n in names if os.path.isfile(f"{folder}/{n}") and os.access(f"{folder}/{n}", os.X_OK)]
 
 
-def _run(ctx: Context, event: str, folder: str, name: str) -> dict[str, Any]:
+def _run(ctx: Context, event: str, name: str, path: str) -> dict[str, Any]:
     began = time.monotonic_ns()
     output = process.Output()
     with ctx.request.step(f"hook {event}/{name}"):
         try:
             child = process.start_for_user(
-                [f"{folder}/{name}"], env=_environment(ctx, event), stdout=output.fd, stderr=output.fd
+                [path], env=_environment(ctx, event), stdout=output.fd, stderr=output.fd
             )
             with ctx.request.watched(child):
                 code = child.wait()
@@ -76,6 +81,7 @@ def _environment(ctx: Context, event: str) -> dict[str, str]:
         "LIVECLONE_GENERATION": str(ctx.generation.get("uuid", "")),
         "LIVECLONE_COUNTER": str(ctx.generation.get("counter", "")),
         "LIVECLONE_HOSTNAME": ctx.hostname,
+        "LIVECLONE_USER_DATA": parameters.USER_DATA if os.path.exists(ctx.path(parameters.USER_DATA)) else "",
     }
     env = {"PATH": process.PATH, "LANG": "C.UTF-8", "HOME": "/root", "LIVECLONE_EVENT": event}
     env.update((key, value) for key, value in facts.items() if value)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import files, generation
+from . import files, generation, parameters
 from .context import Context
 from .errors import CallError, CannotChange, log_exception
 from .hooks import check_hooks, run_hooks
@@ -129,6 +129,9 @@ class Lifecycle:
         reports = self._reset_all(ctx, [item for item in items if item.order == 0])
         generation.store(self._root, ctx.generation)
         reports += self._reset_all(ctx, [item for item in items if item.order > 0])
+        if event == "cloned":
+            with ctx.request.step("applying the clone's parameters"):
+                parameters.apply(ctx)
         # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
         # what its disk says: its source's identity.
         ctx.request.later += [

@@ -13,7 +13,7 @@ import ipaddress
 import secrets
 from pathlib import Path
 
-from ..errors import Refused
+from ..errors import Conflict, Refused
 from ..host import files, locks
 from ..model import base
 from ..model.base import Value
@@ -47,14 +47,20 @@ class LeaseBook:
         """The address that QEMU's user network answers names at."""
         return str(self._interface.network.network_address + 3)
 
-    def take(self, machine_id: str) -> tuple[str, str]:
+    def take(self, machine_id: str, wanted: str = "") -> tuple[str, str]:
         """Return a MAC and an address (CIDR) for the machine; an address it has already is kept.
 
+        Args:
+            wanted: the address it is to have, without a prefix.
+
         Raises:
-            Refused: every address is taken (code "no-address").
+            Refused: every address is taken (code "no-address"), or the wanted one is none that a machine of this network
+                can have (code "bad-address").
+            Conflict: another machine has the wanted one (code "address-taken").
         """
         with locks.hold(self._lock, "giving an address", 30.0):
-            return self._new_mac(), self._address(machine_id)
+            address = self._wanted(machine_id, wanted) if wanted else self._address(machine_id)
+            return self._new_mac(), address
 
     def free(self, machine_id: str) -> None:
         """Give the machine's address back; its MAC is never used again."""
@@ -88,8 +94,7 @@ class LeaseBook:
         for step in range(1, size):
             number = (leases.last + step) % size
             ip = str(first + number)
-            # 0 is the network, 1 the gateway, 2 and 3 QEMU's own in the user network, the last is broadcast.
-            if number > 3 and number < size - 1 and ip not in leases.addresses and ip != self.gateway:
+            if self._is_machines(number) and ip not in leases.addresses:
                 self._write(leases.replace(last=number, addresses=leases.addresses | {ip: machine_id}))
                 return f"{ip}/{prefix}"
         raise Refused(
@@ -100,6 +105,43 @@ class LeaseBook:
             seen=f"{len(leases.addresses)} in use",
             next_step="remove machines that are not needed",
         )
+
+    def _wanted(self, machine_id: str, ip: str) -> str:
+        network, leases = self._interface.network, self._read()
+        try:
+            number = int(ipaddress.IPv4Address(ip)) - int(network.network_address)
+        except ValueError:
+            number = -1
+        if not self._is_machines(number):
+            raise Refused(
+                f"{ip!r} is no address for a machine of this network",
+                code="bad-address",
+                tried="giving an address",
+                on=str(network),
+                seen=f"the gateway is {self.gateway}, and the first few are kept for it",
+                next_step=f"choose one of {network}, or none: then the next free one is given",
+            )
+        owner = leases.addresses.get(ip, machine_id)
+        if owner != machine_id:
+            raise Conflict(
+                f"the address {ip} is another machine's",
+                code="address-taken",
+                tried="giving an address",
+                on=ip,
+                seen=f"it belongs to {owner}",
+                next_step="choose another one, or none: then the next free one is given",
+            )
+        self._write(leases.replace(addresses=leases.addresses | {ip: machine_id}))
+        return f"{ip}/{network.prefixlen}"
+
+    def _is_machines(self, number: int) -> bool:
+        """Whether the address with this number in the network may be a machine's.
+
+        0 is the network, 1 the gateway, 2 and 3 QEMU's own in the user network, the last is broadcast.
+        """
+        network = self._interface.network
+        gateway = int(self._interface.ip) - int(network.network_address)
+        return 3 < number < network.num_addresses - 1 and number != gateway
 
     def _read(self) -> Leases:
         try:

@@ -251,7 +251,7 @@ def test_clones_for_people_and_programs(town: Home) -> None:
     lines = text.splitlines()
     assert lines[0].split() == ["NAME", "READY", "IN", "ADDRESS", "PORTS", "VERIFIED"]
     assert re.fullmatch(
-        r"warm-c1 +[\d.]+ s +10\.213\.\S+ +127\.0\.0\.1:\d+->80 +verified \(\d items\)", lines[1]
+        r"warm-c1 +[\d.]+ s +10\.213\.\S+ +127\.0\.0\.1:\d+->80 +verified \(\d+ items\)", lines[1]
     )
     made = town.json("clone", "warm", "--name", "c", "--name", "d", "--network", "none", "--overcommit")
     assert [one["name"] for one in made] == ["c", "d"]
@@ -261,6 +261,25 @@ def test_clones_for_people_and_programs(town: Home) -> None:
         assert one["machine"]["nics"] == []
         assert one["steps_ms"]["identify"] > 0
     town.run("rm", "-f", "warm-c1", "warm-c2", "c", "d")
+
+
+def test_what_is_given_to_clones(town: Home, tmp_path: Path) -> None:
+    keys, data = tmp_path / "keys.pub", tmp_path / "data"
+    keys.write_text("# ann's\nssh-ed25519 AAAA1 ann\n\nssh-ed25519 AAAA2 bob\n")
+    data.write_text("a: 1\n")
+    words = ("--hostname", "one.example", "--hostname", "two", "--address", "10.213.9.1", "--overcommit")
+    made = town.json("clone", "warm", *words, "--ssh-key", str(keys), "--user-data", str(data))
+    assert [one["machine"]["nics"][0]["address"] == "10.213.9.1/16" for one in made] == [True, False]
+    names = [one["name"] for one in made]
+    for name, hostname in zip(names, ("one.example", "two"), strict=True):
+        shown = town.spawn("exec", name, "cat", "etc/hostname", "root/.ssh/authorized_keys").stdout.decode()
+        assert shown.splitlines()[0] == hostname
+        assert shown.splitlines()[-2:] == ["ssh-ed25519 AAAA1 ann", "ssh-ed25519 AAAA2 bob"]
+    town.run("rm", "-f", *names)
+    assert town.fail(4, "clone", "warm", "--ssh-key", str(tmp_path / "none"))["error"] == "no-such-file"
+    data.write_bytes(b"\xff")
+    assert town.fail(3, "clone", "warm", "--user-data", str(data))["error"] == "bad-parameter"
+    assert town.fail(3, "clone", "warm", "-n", "1", *words)["error"] == "bad-parameter"
 
 
 def test_a_clone_that_is_not_verified(town: Home) -> None:

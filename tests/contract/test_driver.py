@@ -234,8 +234,10 @@ async def test_two_nics_at_once(lab: Lab) -> None:
     await subject.handle.plug(make_nic("nic0", "02:00:00:00:00:01"), (), None)
     await subject.handle.plug(make_nic("nic1", "02:00:00:00:00:02"), (), None)
     assert sorted(await subject.handle.nics()) == ["nic0", "nic1"]
+    assert sorted(await subject.handle.macs()) == ["02:00:00:00:00:01", "02:00:00:00:00:02"]
     await subject.handle.unplug("nic0", 30.0)
     assert await subject.handle.nics() == ("nic1",)
+    assert await subject.handle.macs() == ("02:00:00:00:00:02",)
 
 
 async def test_ports_are_published_as_long_as_the_nic_is_there(lab: Lab) -> None:

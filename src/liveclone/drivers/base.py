@@ -152,6 +152,9 @@ class Handle(Protocol):
     async def nics(self) -> tuple[str, ...]:
         """Return the ids of the NICs that the machine has just now."""
 
+    async def macs(self) -> tuple[str, ...]:
+        """Return the MAC that each NIC uses: the guest may have set another than it was plugged with."""
+
     async def capture(self, plan: CapturePlan) -> Captured:
         """Capture memory, device state and disk at one instant while the machine goes on.
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
@@ -25,9 +24,10 @@ from .. import trace
 from ..drivers.base import Handle, RestorePlan
 from ..errors import GuestError, LivecloneError, TimedOut
 from ..host import locks
+from ..identity import verify
 from ..ids import new_id
 from ..model.base import now
-from ..model.identity import Evidence, Finding, ItemReport, ItemStatus
+from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
@@ -203,11 +203,10 @@ class _Clone:
                 raise _not_verified(machine, evidence)
             self.mark("verify")
             trace.at("clone.verified")
-            seen = await wiring.connect(ctx, handle, machine, agent)
-            evidence = _with_network(machine, evidence, seen)
+            evidence = _with_network(machine, evidence, await wiring.connect(ctx, handle, machine, agent))
             book.record(evidence)
             if not evidence.verified:
-                await wiring.disconnect(handle, machine)
+                await _cut_off(handle, machine)
                 raise _not_verified(machine, evidence)
             self.mark("connect")
             trace.at("clone.connected")
@@ -235,21 +234,28 @@ async def _explain_silence(ctx: Context, handle: Handle, error: TimedOut) -> Non
             error.next_step = f"make room: df -h {ctx.layout.home}"
 
 
-def _with_network(machine: Machine, evidence: Evidence, seen: Sequence[str]) -> Evidence:
-    """Add what the guest shows of its NICs: the MACs must be exactly those that were given."""
-    given = sorted(nic.mac for nic in machine.nics)
-    details = {"mac": ",".join(given), "address": ",".join(nic.address for nic in machine.nics)}
-    right = sorted(seen) == given
+async def _cut_off(handle: Handle, machine: Machine) -> None:
+    """Take a machine's NICs from it, or end it if it does not let go of them."""
+    try:
+        await wiring.disconnect(handle, machine)
+    except LivecloneError:
+        await handle.kill()
+
+
+def _with_network(machine: Machine, evidence: Evidence, cards: Cards) -> Evidence:
+    """Add what is seen of its NICs, and the verdict on that."""
+    findings = tuple(verify.judge_cards(cards))
     report = ItemReport(
-        item="network",
+        item=verify.NETWORK,
         required=True,
-        status=ItemStatus.CONFIGURED if right else ItemStatus.FAILED,
-        details=details,
-        error="" if right else f"the guest shows {', '.join(seen) or 'no NIC'}",
+        status=ItemStatus.FAILED if findings else ItemStatus.CONFIGURED,
+        details={"mac": ",".join(cards.given), "address": ",".join(nic.address for nic in machine.nics)},
+        error="; ".join(finding.reason for finding in findings),
     )
-    others = tuple(item for item in evidence.items if item.item != "network")
-    findings = () if right else (Finding(item="network", reason=report.error),)
-    changed: Evidence = evidence.replace(items=(*others, report), findings=evidence.findings + findings)
+    others = tuple(item for item in evidence.items if item.item != verify.NETWORK)
+    changed: Evidence = evidence.replace(
+        items=(*others, report), cards=cards, findings=evidence.findings + findings
+    )
     return changed
 
 

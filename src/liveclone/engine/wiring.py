@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from ..drivers.base import Handle
 from ..errors import LivecloneError, Refused
 from ..host import links, ports, process
+from ..model.identity import Cards
 from ..model.machine import Machine
 from ..model.network import NetworkKind, Nic, Port
 from .agent import Agent
@@ -38,8 +39,8 @@ def plan_nics(ctx: Context, machine_id: str, kind: NetworkKind, wanted: str = ""
     return (Nic(id=NIC_ID, kind=kind, mac=mac, address=address, gateway=ctx.leases.gateway, dns=dns),)
 
 
-async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent | None) -> tuple[str, ...]:
-    """Plug the machine's NICs and let its agent configure them; returns the MACs that the guest then shows.
+async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent | None) -> Cards:
+    """Plug the machine's NICs and let its agent configure them; returns the MACs that are then seen, and by whom.
 
     Without an agent the guest's own means have to find the address.
 
@@ -60,9 +61,14 @@ async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent |
             with _tap(ctx, machine, nic, index) as tap_fd:
                 await handle.plug(nic, machine.ports, tap_fd)
             undo.push_async_callback(_quietly_unplug, handle, nic.id)
-        seen = await configure(machine, agent, urgent=True) if agent else ()
+        shown = await configure(machine, agent, urgent=True) if agent else ()
+        used = await handle.macs()
         undo.pop_all()
-    return seen
+    return Cards(
+        given=tuple(sorted(nic.mac for nic in machine.nics)),
+        guest=tuple(sorted(shown)),
+        host=tuple(sorted(used)),
+    )
 
 
 async def configure(machine: Machine, agent: Agent, *, urgent: bool = False) -> tuple[str, ...]:

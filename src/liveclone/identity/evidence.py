@@ -75,16 +75,17 @@ class EvidenceBook:
     ) -> Evidence:
         """Judge `evidence` against snapshot and members, record it with the verdict, and return it so.
 
-        Findings that it has already stay. `existing` are the ids of the machines that exist now (verify.judge).
+        Findings that it has already stay. `existing` are the ids of the machines that exist now.
         """
         with locks.hold(self._lock, f"comparing {evidence.name}", 60.0):
             members = {key: value for key, value in self.members().items() if key != evidence.machine}
-            judged: Evidence = evidence.replace(
-                findings=(
-                    *evidence.findings,
-                    *verify.judge(evidence.items, snapshot_items, members, existing),
-                ),
+            complete: Evidence = evidence.replace(
+                snapshot_items=tuple(_without_facts(item) for item in snapshot_items),
                 compared_with=tuple(members),
+                gone=tuple(key for key in members if key not in existing),
+            )
+            judged: Evidence = complete.replace(
+                findings=(*evidence.findings, *verify.judge(complete, members))
             )
             self.record(judged)
         return judged
@@ -95,3 +96,9 @@ class EvidenceBook:
             files.make_folder(self._folder)
         path = self._folder / f"{evidence.machine}.json"
         files.write_atomic(path, base.encode(evidence), durable=False)
+
+
+def _without_facts(item: ItemReport) -> ItemReport:
+    """Return what is compared of an item that was observed: its digest, and whether it was there."""
+    bare: ItemReport = item.replace(details={}, took_ms=0.0)
+    return bare

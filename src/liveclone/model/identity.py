@@ -52,8 +52,16 @@ class Finding(Value, frozen=True, kw_only=True):
     against: str = ""
 
 
+class Cards(Value, frozen=True, kw_only=True):
+    """The MACs of a machine's NICs: those it was given, those its guest shows, those the hypervisor sees in use."""
+
+    given: tuple[str, ...]
+    guest: tuple[str, ...]
+    host: tuple[str, ...]
+
+
 class Evidence(Value, frozen=True, kw_only=True):
-    """The record of one machine's new identity, as the host judged it."""
+    """The record of one machine's new identity, as the host judged it, with all that it was judged by."""
 
     machine: str  # id
     name: str
@@ -61,7 +69,10 @@ class Evidence(Value, frozen=True, kw_only=True):
     generation: Generation
     items: tuple[ItemReport, ...]
     findings: tuple[Finding, ...] = ()
+    snapshot_items: tuple[ItemReport, ...] = ()  # what it was compared with, digests only; empty for a source
     compared_with: tuple[str, ...] = ()  # ids of the siblings (and of the source) it was compared with
+    gone: tuple[str, ...] = ()  # those of them that had been removed by then
+    cards: Cards | None = None  # None before it is connected
     at: datetime.datetime
     took_ms: float = 0.0
 

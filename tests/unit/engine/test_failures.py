@@ -26,7 +26,7 @@ HANDOVER, BACKGROUND, STREAM = CaptureMethod.HANDOVER, CaptureMethod.BACKGROUND,
 BAD_CLONES = (
     ("lie:machine_id", "not-verified", "machine_id: its new value is the snapshot's"),
     ("keep:hostname", "not-verified", "hostname: it still has the snapshot's value"),
-    ("fail:machine_id", "not-verified", "machine_id: its reset failed: asked to fail"),
+    ("fail:machine_id", "not-verified", "machine_id: its reset failed: RuntimeError: asked to fail"),
     ("omit:rng", "not-verified", "rng: the agent did not report it"),
     ("die:identify", "guest-gone", "identify"),
     ("refuse:start", "cannot-start", "start was refused"),

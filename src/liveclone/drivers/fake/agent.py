@@ -48,6 +48,8 @@ class Agent:
         programs.link(self._programs)
         agent = program.Agent(str(self.guest.root), self.guest.kernel)
         self.guest.kernel.interfaces = self._interfaces
+        for item in agent.lifecycle.items:
+            item.reset = self._faults.spoil(item.name, item.reset)
         calls = {
             name: call for name, call in agent.calls.items() if name.startswith("exec_") or name in _SAFE
         }
@@ -72,7 +74,7 @@ class Agent:
             result = call(request)
             if name in ("identify", "resume"):
                 request.later.append(self.guest.flush)
-            if name == "identify":
+            if name in ("identify", "resume"):
                 result = dict(result, items=self._faults.distort(result["items"]))
             return result
 

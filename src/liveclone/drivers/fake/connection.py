@@ -69,6 +69,9 @@ class FakeConnection(ABC):
     async def nics(self) -> tuple[str, ...]:
         return tuple((await self.wire.call("status"))["nics"])
 
+    async def macs(self) -> tuple[str, ...]:
+        return tuple((await self.wire.call("status"))["macs"])
+
     @abstractmethod
     async def capture(self, plan: CapturePlan) -> Captured:
         """See `drivers.base.Handle`."""

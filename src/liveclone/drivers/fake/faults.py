@@ -6,11 +6,13 @@ hang:CALL       the agent never finishes this call; it says so itself when its d
 die:CALL        the whole machine ends when the agent is asked this
 mute:agent      the agent answers nothing at all
 torn:agent      half a line of somebody else's precedes every answer
-fail:ITEM       the agent reports that the reset failed
-keep:ITEM       ... that the value is still the old one
-lie:ITEM        ... a change, with the old value's digest
+fail:ITEM       the item's reset fails
+stall:ITEM      ... never ends
+lie:ITEM        ... does nothing; the agent reports a change, with the old value's digest if there is one
+keep:ITEM       the agent reports that the value is still the old one
 twin:ITEM       ... the digest that every other machine with this fault reports
 omit:ITEM       ... nothing about it
+forge:nic       the guest gives its NICs another MAC, and says that it has not
 stuck:nic       the guest does not let go of its NICs
 ignore:power    the guest ignores the power button
 abrupt:power    the machine ends before it has answered that it was pressed
@@ -19,6 +21,8 @@ refuse:STEP     the hypervisor refuses start, save, load, freeze, thaw, protect,
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 VARIABLE = "LIVECLONE_FAKE_FAULT"
@@ -41,17 +45,27 @@ class Faults:
     def has(self, kind: str, what: str) -> bool:
         return (kind, what) in self._has
 
+    def spoil(self, item: str, reset: Callable[[Any], dict[str, str]]) -> Callable[[Any], dict[str, str]]:
+        """Return the reset of an item with its faults worked in."""
+
+        def spoilt(ctx: Any) -> dict[str, str]:
+            if self.has("fail", item):
+                raise RuntimeError("asked to fail")
+            if self.has("stall", item):
+                threading.Event().wait()
+            return {} if self.has("lie", item) else reset(ctx)
+
+        return spoilt
+
     def distort(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return an identity report with the faults of its items worked in."""
         return [self._distort_item(r) for r in reports if not self.has("omit", r["item"])]
 
     def _distort_item(self, report: dict[str, Any]) -> dict[str, Any]:
         item = report["item"]
-        if self.has("fail", item):
-            return report | {"status": "failed", "after": "", "error": "asked to fail"}
         if self.has("keep", item):
             return report | {"status": "kept", "after": report["before"]}
-        if self.has("lie", item):
+        if self.has("lie", item) and report["status"] != "configured":
             return report | {"status": "changed", "after": report["before"]}
         if self.has("twin", item):
             return report | {"status": "changed", "after": _TWIN}

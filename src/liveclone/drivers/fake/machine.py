@@ -31,6 +31,7 @@ from .port import Port
 from .ram import Ram
 
 FORMAT = "liveclone-fake-1"
+FORGED = "02:66:6f:72:67:65"
 
 
 class Machine:
@@ -115,7 +116,13 @@ class Machine:
 
     def do_status(self) -> dict[str, Any]:
         state = "crashed" if self.guest.crashed else self.state
-        return {"state": state, "nics": list(self.guest.nics), "disk": self.guest.disk.path}
+        forged = self.faults.has("forge", "nic")
+        return {
+            "state": state,
+            "nics": list(self.guest.nics),
+            "macs": [FORGED if forged else nic["mac"] for nic in self.guest.nics.values()],
+            "disk": self.guest.disk.path,
+        }
 
     def do_pause(self) -> dict[str, Any]:
         if self.state == "running":

@@ -89,6 +89,9 @@ class Connection(ABC):
                 found += [d["qdev_id"] for d in behind if d.get("qdev_id")]
         return tuple(found)
 
+    async def macs(self) -> tuple[str, ...]:
+        return tuple(found["main-mac"] for found in await self.session.call("query-rx-filter"))  # QEMU 1.6
+
     async def plug(self, nic: Nic, ports: tuple[Port, ...], tap_fd: int | None) -> None:
         slot = await self._free_slot()
         tap_name = None

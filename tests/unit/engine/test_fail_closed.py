@@ -1,0 +1,163 @@
+"""Whatever goes wrong with whichever item, the clone never gets a NIC. The items are those that the agent has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from liveclone.drivers.fake.connection import FakeConnection
+from liveclone.engine import identify
+from liveclone.engine.clone import Result
+from liveclone.errors import GuestError, TimedOut
+from liveclone.guest.items import Item, load_items
+from liveclone.model.network import Nic, Port
+
+from .world import World, failing
+
+REQUIRED = [item for item in load_items() if item.required]
+
+# What an agent's lie about an item that has no value of its own comes to. "": the host cannot see it (docs/hazards.md).
+LIES = {"clock": "behind the host's, though it was set", "connections": ""}
+
+HAZARDS = Path(__file__).resolve().parents[3] / "docs" / "hazards.md"
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of all machines that are given a NIC, as it happens."""
+    names: list[str] = []
+    plug = FakeConnection.plug
+
+    async def watched(self: FakeConnection, nic: Nic, ports: tuple[Port, ...], tap_fd: int | None) -> None:
+        names.append(self.name)
+        await plug(self, nic, ports, tap_fd)
+
+    monkeypatch.setattr(FakeConnection, "plug", watched)
+    return names
+
+
+def name_of(kind: str, item: Item) -> str:
+    return f"{kind}-{item.name.replace('_', '-')}"
+
+
+async def clone_with(world: World, kind: str, items: list[Item], **options: bool) -> list[Result]:
+    """Return a clone for each item, in which that one goes wrong."""
+    names = [name_of(kind, item) for item in items]
+    faults = ",".join(f"{name}:{kind}:{item.name}" for name, item in zip(names, items, strict=True))
+    return await world.clone("web-1", len(names), names=names, faults=faults, **options)
+
+
+def seen_of(result: Result) -> str:
+    assert isinstance(result.error, GuestError), result.name
+    assert result.error.code == "not-verified", result.error.fields()
+    return result.error.seen
+
+
+@pytest.mark.usefixtures("keys")
+async def test_no_item_can_fail_lie_or_hang_unnoticed(
+    world: World, plugged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.run("web")
+    await world.snapshot("web")
+    plugged.clear()
+
+    for item, result in zip(REQUIRED, await clone_with(world, "fail", REQUIRED), strict=True):
+        assert f"{item.name}: its reset failed: RuntimeError: asked to fail" in seen_of(result)
+
+    valued = [item for item in REQUIRED if not item.configured]
+    for item, result in zip(valued, await clone_with(world, "lie", valued), strict=True):
+        assert f"{item.name}: " in seen_of(result)
+        assert "its new value is the snapshot's" in seen_of(result) or "no digest" in seen_of(result)
+
+    with monkeypatch.context() as impatient:
+        impatient.setattr(identify, "IDENTIFY_DEADLINE_S", 1.0)
+        hanging = await clone_with(world, "stall", REQUIRED)
+    for item, result in zip(REQUIRED, hanging, strict=True):
+        assert isinstance(result.error, TimedOut), item.name
+        assert result.error.code == "agent-deadline"
+        assert f"item {item.name} still ran" in result.error.seen
+
+    assert plugged == []
+    assert await world.find_faults() == []
+    assert [machine.name for machine in world.ctx.machines.list()] == ["web"]
+    await world.clone("web-1", names=["good"])
+    assert plugged == ["good"]
+    await world.remove_all()
+
+
+async def test_a_lie_about_what_has_no_value_is_seen_where_it_can_be(
+    world: World, plugged: list[str]
+) -> None:
+    await world.run("web")
+    await world.snapshot("web")
+    plugged.clear()
+    items = [item for item in REQUIRED if item.configured]
+    assert {item.name for item in items} == LIES.keys(), "say what a lie about it is, and who sees it"
+    for item, result in zip(items, await clone_with(world, "lie", items), strict=True):
+        if LIES[item.name]:
+            assert LIES[item.name] in seen_of(result)
+        else:
+            assert result.error is None
+    assert plugged == [name_of("lie", item) for item in items if not LIES[item.name]]
+    await world.remove_all()
+
+
+def test_each_item_is_in_the_table_of_hazards() -> None:
+    lines = HAZARDS.read_text().splitlines()
+    for item in load_items():
+        assert any(line.startswith(f"| `{item.name}` |") for line in lines), item.name
+        if item.required and item.configured:
+            assert any(line.startswith(f"| `{item.name}`: a lie ") for line in lines), item.name
+
+
+async def test_an_item_that_any_agent_leaves_out_is_missed(world: World, plugged: list[str]) -> None:
+    """Also when the source's agent never had it: the host knows the list by itself."""
+    await world.run("web", faults="*:omit:rng")
+    taken = await world.snapshot("web")
+    taken = world.ctx.snapshots.load(taken.id)
+    items = tuple(item for item in taken.items if item.item != "rng")
+    world.ctx.snapshots.save(taken.replace(items=items))
+    plugged.clear()
+    for item, result in zip(REQUIRED, await clone_with(world, "omit", REQUIRED), strict=True):
+        assert f"{item.name}: the agent did not report it" in seen_of(result)
+    assert plugged == []
+    await world.remove_all()
+
+
+async def test_a_value_that_the_source_has_since_its_snapshot_is_no_new_one(
+    world: World, plugged: list[str]
+) -> None:
+    await world.run("web")
+    with failing("web:twin:rng"):  # of the process in which it goes on
+        await world.snapshot("web")
+    plugged.clear()
+    (result,) = await world.clone("web-1", names=["bad"], faults="bad:twin:rng")
+    assert "rng: its new value is that of web" in seen_of(result)
+    assert plugged == []
+    await world.remove_all()
+
+
+async def test_a_nic_with_a_mac_that_was_not_given_is_taken_away(world: World) -> None:
+    """The guest says that it uses the one it was given; what the hypervisor sees counts."""
+    await world.run("web")
+    await world.snapshot("web")
+    (result,) = await world.clone("web-1", names=["bad"], faults="bad:forge:nic", keep_failed=True)
+    assert "network: the hypervisor sees 02:66" in seen_of(result)
+    assert world.machine("bad").quarantined
+    await world.check_runs("bad", nics=())
+    evidence = world.ctx.evidence(world.ctx.snapshots.find("web-1").id).load(world.machine("bad").id)
+    assert evidence is not None and evidence.cards is not None
+    assert evidence.cards.guest == evidence.cards.given != evidence.cards.host
+    await world.remove_all()
+
+
+async def test_a_guest_that_does_not_let_go_of_a_wrong_nic_is_ended(world: World) -> None:
+    await world.run("web")
+    await world.snapshot("web")
+    faults = "bad:forge:nic,bad:stuck:nic"
+    (result,) = await world.clone("web-1", names=["bad"], faults=faults, keep_failed=True)
+    assert "network: the hypervisor sees 02:66" in seen_of(result)
+    assert world.machine("bad").quarantined
+    assert len(world.processes()) == 1, "the source's alone"
+    await world.remove_all()

@@ -12,6 +12,7 @@ from liveclone.errors import Corrupt
 from liveclone.guest.items import load_items
 from liveclone.identity import verify
 from liveclone.identity.evidence import KEY_BYTES, EvidenceBook
+from liveclone.identity.signature import HostKey
 from liveclone.model.base import now
 from liveclone.model.identity import Cards, Evidence, Finding, Generation, ItemReport, ItemStatus
 
@@ -195,7 +196,7 @@ def whole(machine: str, after: str) -> Evidence:
 
 
 def test_the_book_compares_with_all_members_and_records_the_verdict(tmp_path: Path) -> None:
-    book = EvidenceBook(tmp_path, tmp_path / "lock")
+    book = EvidenceBook(tmp_path, tmp_path / "lock", HostKey(tmp_path / "host.key", tmp_path / "key-lock"))
     key = book.make_key()
     assert len(key) == KEY_BYTES and book.key() == key
     book.record(evidence("source", report(after=OTHER)))
@@ -218,7 +219,7 @@ def test_the_book_compares_with_all_members_and_records_the_verdict(tmp_path: Pa
 
 
 def test_a_damaged_key_is_refused(tmp_path: Path) -> None:
-    book = EvidenceBook(tmp_path, tmp_path / "lock")
+    book = EvidenceBook(tmp_path, tmp_path / "lock", HostKey(tmp_path / "host.key", tmp_path / "key-lock"))
     for content in (None, b"", bytes(KEY_BYTES - 1), bytes(KEY_BYTES + 1)):
         if content is not None:
             (tmp_path / "key").write_bytes(content)

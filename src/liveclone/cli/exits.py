@@ -9,6 +9,7 @@ from .. import errors
 
 UNEXPECTED = 1
 USAGE = 2
+NOT_PROVEN = 13
 NOT_RUN = 125
 SIGNAL = 128  # + the signal's number: 130 for ctrl-C, 143 for SIGTERM
 
@@ -43,6 +44,7 @@ def render_table() -> str:
         (UNEXPECTED, "an unexpected error: a fault of liveclone itself"),
         (USAGE, "the command line was not understood"),
         *((code, words) for _, code, words in CODES),
+        (NOT_PROVEN, "verify: the evidence does not hold"),
         (NOT_RUN, "exec: the command could not be run; otherwise exec's code is the command's own"),
         (SIGNAL + 2, "ended by ctrl-C (143: by SIGTERM); what was begun was undone"),
     ]

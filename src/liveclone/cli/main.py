@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import audit, clone, console, copy, doctor, execute, exits, image, machines, scan, show, snapshot
+from . import (
+    audit,
+    clone,
+    console,
+    copy,
+    doctor,
+    execute,
+    exits,
+    image,
+    machines,
+    scan,
+    show,
+    snapshot,
+    verify,
+)
 from .verb import HelpOption
 
 HELP = """Live snapshots of running virtual machines, and any number of live clones of each.
@@ -24,7 +38,7 @@ that goes on from there, with an identity of its own, verified before it has a n
 # In this order in the help.
 ORDER = (
     *("run", "list", "show", "logs", "console", "exec", "cp", "start", "stop", "restart", "remove"),
-    *("scan", "snapshot", "clone", "audit", "image", "doctor", "repair", "version"),
+    *("scan", "snapshot", "clone", "audit", "verify", "image", "doctor", "repair", "version"),
 )
 COMPLETION = ("--install-completion", "--show-completion")
 
@@ -56,7 +70,20 @@ def build_app(*, completion: bool = True) -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
     )
     app.callback()(_root)
-    for group in (machines, show, console, execute, copy, scan, snapshot, clone, audit, image, doctor):
+    for group in (
+        machines,
+        show,
+        console,
+        execute,
+        copy,
+        scan,
+        snapshot,
+        clone,
+        audit,
+        verify,
+        image,
+        doctor,
+    ):
         group.register(app)
     return app
 

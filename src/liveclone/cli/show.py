@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..engine.views import MachineDetail, SnapshotDetail
     from ..model.identity import Evidence, ItemReport
     from ..model.machine import Hardware
+    from ..model.proof import Proof
 
 _DIGEST = 12  # characters shown; --json has all
 
@@ -28,13 +29,22 @@ Subject = Annotated[
 ]
 
 
+EvidenceOption = Annotated[
+    bool,
+    typer.Option("--evidence", help="Of a clone: its signed evidence, as JSON, for `liveclone verify`."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs of this file to `app`."""
     verb(app, "show", "inspect")(show)
 
 
-def show(cli: Cli, subject: Subject) -> None:
+def show(cli: Cli, subject: Subject, evidence: EvidenceOption = False) -> None:
     """Show a machine or a snapshot, and evidence. All that is known; of a clone, what is new in it, compared with whom."""
+    if evidence:
+        _print_proof(cli, subject)
+        return
 
     async def work(ctx: Context) -> MachineDetail | SnapshotDetail:
         from ..engine import views
@@ -48,6 +58,15 @@ def show(cli: Cli, subject: Subject) -> None:
         _print_machine(detail)  # type: ignore[arg-type]
     else:
         print_snapshot(detail)  # type: ignore[arg-type]
+
+
+def _print_proof(cli: Cli, subject: str) -> None:
+    async def work(ctx: Context) -> Proof:
+        from ..engine import proof
+
+        return proof.export(ctx, subject)
+
+    output.print_json(cli.run(work))
 
 
 def _print_machine(detail: MachineDetail) -> None:

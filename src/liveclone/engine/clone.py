@@ -191,9 +191,12 @@ class _Clone:
             await handle.resume()
             self.mark("resume")
             trace.at("clone.resumed")
+            # What signing needs is loaded while we wait for the guest.
+            loading = asyncio.ensure_future(asyncio.to_thread(ctx.host_key.load))
             reported = await identify.become(
                 agent, machine, self.key, self.snapshot.id, self.result.parameters
             )
+            await loading
             self.mark("identify")
             trace.at("clone.identified")
             existing = {other.id for other in ctx.machines.list()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..drivers.base import Driver
 from ..host import links, locks
 from ..identity.evidence import EvidenceBook
+from ..identity.signature import HostKey
 from ..images.library import ImageLibrary
 from ..model.machine import Machine
 from ..model.snapshot import Snapshot
@@ -40,11 +41,12 @@ class Context:
     snapshots: Objects[Snapshot]
     images: ImageLibrary
     leases: LeaseBook
+    host_key: HostKey
     progress: Progress = field(default=silent)
 
     def evidence(self, snapshot_id: str) -> EvidenceBook:
         lock = self.layout.lock(f"evidence-{snapshot_id}")
-        return EvidenceBook(self.layout.snapshot(snapshot_id), lock)
+        return EvidenceBook(self.layout.snapshot(snapshot_id), lock, self.host_key)
 
     def journal(self, machine_id: str) -> Journal:
         return Journal(self.layout.machine(machine_id))
@@ -77,6 +79,7 @@ def open_context(settings: Settings | None = None, progress: Progress = silent) 
         snapshots=Objects(layout.snapshots, Snapshot, "snapshot", layout.lock("snapshots")),
         images=ImageLibrary(layout.images),
         leases=LeaseBook(layout.network, layout.lock("leases"), settings.subnet),
+        host_key=HostKey(layout.host_key, layout.lock("host-key")),
         progress=progress,
     )
 

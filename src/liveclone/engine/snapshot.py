@@ -178,7 +178,9 @@ async def _reconnect(work: Work, handle: Handle, machine: Machine) -> LivecloneE
         async with agents.connect(handle, machine.name) as agent:
             await wiring.reconnect(ctx, handle, machine, agent)
             work.mark("reconnect")
+            loading = asyncio.ensure_future(asyncio.to_thread(ctx.host_key.load))
             evidence, work.warnings = await identify.refresh(agent, machine, work.key, work.id)
+            await loading
             ctx.evidence(work.id).record(evidence)
             work.mark("refresh")
     except LivecloneError as error:

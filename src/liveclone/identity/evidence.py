@@ -1,7 +1,8 @@
 """Keep the evidence of each member of a snapshot's family, so that every new clone is compared with all of them.
 
     snapshots/ID/key                    32 random bytes: digests of this family are keyed with it
-    snapshots/ID/evidence/MACHINE.json  the source's, and one for each clone ever verified (kept when a clone is gone)
+    snapshots/ID/evidence/MACHINE.json  the source's, and one for each clone ever judged (kept when a clone is gone),
+                                        signed with the host's key (docs/evidence.md)
 
 Two clones that come up at once must see each other, so comparing and recording is one step under a lock.
 """
@@ -16,9 +17,17 @@ from ..errors import Corrupt
 from ..host import files, locks
 from ..model import base
 from ..model.identity import Evidence, ItemReport
+from ..model.proof import Proof, Record
 from . import verify
+from .signature import HostKey
 
 KEY_BYTES = 32
+
+
+class _Kept(base.Value, frozen=True, kw_only=True):
+    """A file of the book, when its signature is not asked for: the files of this host are believed."""
+
+    evidence: Evidence
 
 
 class EvidenceBook:
@@ -27,9 +36,11 @@ class EvidenceBook:
     Args:
         folder: the snapshot's folder.
         lock: a lock file of its own.
+        host_key: signs what is recorded.
     """
 
-    def __init__(self, folder: Path, lock: Path) -> None:
+    def __init__(self, folder: Path, lock: Path, host_key: HostKey) -> None:
+        self._host_key = host_key
         self._folder = folder / "evidence"
         self._key = folder / "key"
         self._lock = lock
@@ -62,13 +73,25 @@ class EvidenceBook:
         """Return all evidence so far, by machine id."""
         found = {}
         for path in sorted(self._folder.glob("*.json")):
-            found[path.stem] = base.decode(path.read_bytes(), Evidence, str(path))
+            found[path.stem] = base.decode(path.read_bytes(), _Kept, str(path)).evidence
         return found
 
     def load(self, machine_id: str) -> Evidence | None:
         """Return one machine's evidence, or None."""
         path = self._folder / f"{machine_id}.json"
-        return base.decode(path.read_bytes(), Evidence, str(path)) if path.exists() else None
+        return base.decode(path.read_bytes(), _Kept, str(path)).evidence if path.exists() else None
+
+    def export(self, machine_id: str) -> Proof | None:
+        """Return one machine's signed record and those of all that it was compared with; None if there is none."""
+        evidence = self.load(machine_id)
+        if evidence is None:
+            return None
+        members = (self._record(other) for other in evidence.compared_with)
+        return Proof(subject=self._record(machine_id), members=tuple(members))
+
+    def _record(self, machine_id: str) -> Record:
+        path = self._folder / f"{machine_id}.json"
+        return base.decode(path.read_bytes(), Record, str(path))
 
     def judge_and_record(
         self, evidence: Evidence, snapshot_items: tuple[ItemReport, ...], existing: Container[str]
@@ -91,11 +114,13 @@ class EvidenceBook:
         return judged
 
     def record(self, evidence: Evidence) -> None:
-        """Write evidence that needs no verdict (the source's)."""
+        """Sign and write evidence."""
         if not self._folder.exists():
             files.make_folder(self._folder)
         path = self._folder / f"{evidence.machine}.json"
-        files.write_atomic(path, base.encode(evidence), durable=False)
+        plain = base.builtins(evidence)
+        record = Record(evidence=plain, signature=self._host_key.sign(plain))
+        files.write_atomic(path, base.encode(record), durable=False)
 
 
 def _without_facts(item: ItemReport) -> ItemReport:

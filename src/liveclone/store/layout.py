@@ -5,6 +5,7 @@
       machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log
       snapshots/ID/                    manifest.json state memory disk.qcow2 key evidence/MACHINE.json seal.log
       network/                         macs leases.json
+      host.key                         signs evidence (identity/signature.py)
       locks/                           one file for each object, and one for each collection
     HOT/                               tmpfs: $LIVECLONE_HOT
       MACHINE.ram                      RAM of a machine that started from cold, mapped shared
@@ -49,6 +50,10 @@ class Layout:
     @property
     def network(self) -> Path:
         return self.home / "network"
+
+    @property
+    def host_key(self) -> Path:
+        return self.home / "host.key"
 
     @property
     def namespace(self) -> str:

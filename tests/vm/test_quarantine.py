@@ -12,7 +12,8 @@ from liveclone.engine import agent as agents
 from liveclone.engine import clone as clones
 from liveclone.engine import identify, run
 from liveclone.errors import GuestError, Refused, TimedOut
-from liveclone.host import netns
+from liveclone.guest.items import load_items
+from liveclone.host import links, netns
 from liveclone.model.machine import Machine
 from liveclone.model.snapshot import Snapshot
 from tests.machines import PATIENCE_S, Lab, Operation, check_clear
@@ -44,6 +45,29 @@ RESET = "            told = item.reset(ctx)"
 
 # packet(7)
 ETH_P_ALL, SOL_PACKET, ADD_MEMBERSHIP, PROMISCUOUS = 3, 263, 1, 1
+
+# An agent in which things go wrong as the name asks for that it is given: fail-rng, lie-all.
+SPOILT = (
+    (
+        "lifecycle",
+        RESET,
+        """\
+            how, _, which = ctx.hostname.partition("-")
+            how = how if which in ("all", item.name.replace("_", "-")) else ""
+            if how == "fail":
+                raise RuntimeError("no luck")
+            if how == "hang":
+                time.sleep(600)
+            told = {} if how == "lie" else item.reset(ctx)""",
+    ),
+    (
+        "lifecycle",
+        CHANGED,
+        f"""{CHANGED}
+            if how == "lie" and not item.configured:
+                report.update(status="changed", after=report["before"])""",
+    ),
+)
 
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0}"
 
@@ -255,6 +279,52 @@ def test_no_nic_before_the_evidence_is_verified(lab: Lab, source: Machine, snaps
     known = {gateway, machine.nics[0].mac, *(nic.mac for m in lab.ctx.machines.list() for nic in m.nics)}
     assert senders <= known
     lab.remove(machine)
+
+
+def test_no_item_can_fail_lie_or_hang_unnoticed(
+    lab: Lab, broken: Callable[[str], Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every required item that the agent has, on one snapshot; tests/unit/engine/test_fail_closed.py has each alone."""
+    required = [item for item in load_items() if item.required]
+    taken = broken(patch(*SPOILT))
+    opened: list[str] = []
+    open_tap = links.open_tap
+
+    def watched(spec: links.NetworkSpec, machine_id: str, nic_index: int) -> int:
+        opened.append(machine_id)
+        return open_tap(spec, machine_id, nic_index)
+
+    monkeypatch.setattr(links, "open_tap", watched)
+    with open_wire(lab) as wire:
+        failing, lying = lab.results(taken, 2, names=["fail-all", "lie-all"])
+        monkeypatch.setattr(identify, "IDENTIFY_DEADLINE_S", 3.0)
+        names = [f"hang-{item.name.replace('_', '-')}" for item in required]
+        hanging = lab.results(taken, len(names), names=names)
+        senders = read_senders(wire)
+        assert opened == [], "no tap was ever made"
+        known = {lab.ctx.network_spec().mac, *(nic.mac for m in lab.ctx.machines.list() for nic in m.nics)}
+        assert senders <= known
+        good = lab.clone(taken, names=["good"])
+        assert opened == [good.id]
+        assert good.nics[0].mac in read_senders(wire), "a clone that is verified is heard"
+
+    failed, lied = (seen_of(result) for result in (failing, lying))
+    for item in required:
+        assert f"{item.name}: its reset failed: RuntimeError: no luck" in failed
+        # What is only configured has no value to lie about; of these the host sees the clock (docs/hazards.md).
+        found = item.name in [finding.partition(":")[0] for finding in lied.split("; ")]
+        assert found is (not item.configured or item.name == "clock"), item.name
+    for item, result in zip(required, hanging, strict=True):
+        assert isinstance(result.error, TimedOut) and result.error.code == "agent-deadline", item.name
+        assert f"item {item.name} still ran" in result.error.seen
+    for result in (failing, lying, *hanging):
+        check_gone(lab, result)
+
+
+def seen_of(result: clones.Result) -> str:
+    assert isinstance(result.error, GuestError)
+    assert result.error.code == "not-verified"
+    return result.error.seen
 
 
 def open_wire(lab: Lab) -> socket.socket:

@@ -42,6 +42,9 @@ def run(
         list[str] | None,
         typer.Option("--label", metavar="NAME=VALUE", help="Kept with the machine.", show_default=False),
     ] = None,
+    no_vmgenid: Annotated[
+        bool, typer.Option("--no-vmgenid", help="Without the device that tells a kernel that it is a copy.")
+    ] = False,
 ) -> None:
     """Make a machine from an image and start it. Returns when it answers and has its network."""
 
@@ -59,6 +62,7 @@ def run(
             network=params.parse_network(network),
             ports=params.parse_ports(publish),
             labels=params.parse_pairs(label, "--label"),
+            vmgenid=not no_vmgenid,
         )
         machine = await runs.run(ctx, request)
         return await views.summarize(ctx, machine), time.monotonic() - began

@@ -46,6 +46,7 @@ class Request:
     network: NetworkKind | None = None
     ports: Sequence[Port] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    vmgenid: bool = True
 
 
 async def run(ctx: Context, request: Request) -> Machine:
@@ -184,7 +185,7 @@ def _make_manifest(ctx: Context, request: Request, image: Image, machine_id: str
         name=name,
         created_at=now(),
         driver=ctx.driver.name,
-        hardware=Hardware(ram_bytes=request.ram_bytes, vcpus=request.vcpus),
+        hardware=Hardware(ram_bytes=request.ram_bytes, vcpus=request.vcpus, vmgenid=request.vmgenid),
         image=image.name,
         boot=image.boot,
         disk=str(ctx.layout.machine(machine_id) / "disk.qcow2"),

@@ -49,6 +49,7 @@ class Hardware(Value, frozen=True, kw_only=True):
     cpu: str = ""
     acceleration: Acceleration = Acceleration.TCG
     hypervisor: str = ""  # "qemu 10.0.2"; family decides what may be loaded
+    vmgenid: bool = True  # the device by which a guest's kernel sees for itself that it is a copy
 
 
 class MemorySource(enum.Enum):

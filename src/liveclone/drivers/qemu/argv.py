@@ -40,6 +40,11 @@ DEVICES = (
 )
 
 
+def devices_of(hardware: Hardware) -> tuple[str, ...]:
+    """Return the devices of a machine; only VMGENID may be missing."""
+    return tuple(device for device in DEVICES if hardware.vmgenid or not device.startswith("vmgenid,"))
+
+
 def disk_node(chain: Sequence[tuple[Path, str]], name: str = DISK) -> dict[str, Any]:
     """Return the blockdev of a disk: its layers with their formats, the top one first.
 
@@ -111,7 +116,7 @@ def render_argv(
         if boot.initrd:
             argv += ["-initrd", boot.initrd]
     argv += ["-blockdev", json.dumps(disk_node(disk))]
-    for device in DEVICES:
+    for device in devices_of(hardware):
         argv += ["-device", device]
     if incoming:
         argv += ["-incoming", "defer", "-S"]

@@ -101,7 +101,7 @@ async def capture(old: Connection, plan: CapturePlan) -> Captured:
         handle=successor,
         memory=memory,
         ignore_shared=True,
-        devices=argv.DEVICES,
+        devices=argv.devices_of(successor.hardware),
         pause_ns=pause_ns,
         steps_ms=steps,
     )

@@ -76,7 +76,7 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         handle=handle,
         memory=plan.present_memory,
         ignore_shared=False,
-        devices=argv.DEVICES,
+        devices=argv.devices_of(handle.hardware),
         pause_ns=event_ns(resume) - event_ns(stop),
         steps_ms={"all": round((time.monotonic() - began) * 1000, 3)},
     )

@@ -13,8 +13,6 @@ from ..model.identity import Evidence, ItemStatus
 from ..model.proof import Check, Named, Proof, Record
 from . import signature, verify
 
-_HOOK = "hook "  # findings of this kind are what an application said; no digest shows them
-
 
 def check(proof: Proof, public: bytes, on: str) -> Check:
     """Return what holds of a proof, under the public key (32 bytes) of the host that is trusted.
@@ -87,6 +85,8 @@ def _key_of(record: Record) -> bytes:
 def _judge_again(subject: Evidence, members: Mapping[str, Evidence]) -> Iterable[str]:
     """Reach the verdict from what is in the evidence, and compare it with the one that was recorded."""
     found = list(verify.judge(subject, members))
+    reports = (*subject.items, *subject.snapshot_items)
+    items = {verify.NETWORK, *verify.REQUIRED, *(report.item for report in reports)}
     if subject.cards is not None:
         found += verify.judge_cards(subject.cards)
     elif not subject.findings:
@@ -95,7 +95,8 @@ def _judge_again(subject: Evidence, members: Mapping[str, Evidence]) -> Iterable
         if finding not in subject.findings:
             yield f"{finding.item}: {finding.reason}; the record does not say so"
     for finding in subject.findings:
-        if finding not in found and not finding.item.startswith(_HOOK):
+        # What hooks and applications said is of no item, and no digest shows it.
+        if finding not in found and finding.item in items:
             yield f"{finding.item}: {finding.reason}; that does not follow from the digests"
 
 

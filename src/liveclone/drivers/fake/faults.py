@@ -65,7 +65,7 @@ class Faults:
         item = report["item"]
         if self.has("keep", item):
             return report | {"status": "kept", "after": report["before"]}
-        if self.has("lie", item) and report["status"] != "configured":
+        if self.has("lie", item) and report["status"] in ("kept", "changed"):
             return report | {"status": "changed", "after": report["before"]}
         if self.has("twin", item):
             return report | {"status": "changed", "after": _TWIN}

@@ -69,6 +69,8 @@ SPOILT = (
     ),
 )
 
+FORGED = "0266006f7267"
+
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0}"
 
 
@@ -325,6 +327,19 @@ def seen_of(result: clones.Result) -> str:
     assert isinstance(result.error, GuestError)
     assert result.error.code == "not-verified"
     return result.error.seen
+
+
+def test_a_guest_that_gives_its_card_another_mac_is_seen(lab: Lab, broken: Callable[[str], Snapshot]) -> None:
+    """It says that it uses the one it was given, and so it does until then."""
+    forge = f"""\
+        import fcntl, socket, struct
+        request = struct.pack("16sH6s8x", interfaces[0]["name"].encode(), 1, bytes.fromhex("{FORGED}"))
+        fcntl.ioctl(socket.socket(), 0x8924, request)  # SIOCSIFHWADDR
+        return {{"interfaces": interfaces}}"""
+    taken = broken(patch(("network", '        return {"interfaces": interfaces}', forge)))
+    (result,) = lab.results(taken)
+    assert seen_of(result) == f"network: the hypervisor sees {bytes.fromhex(FORGED).hex(':')}"
+    check_gone(lab, result)
 
 
 def open_wire(lab: Lab) -> socket.socket:

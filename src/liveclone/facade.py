@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
-from .engine import audit, clone, execute, remove, repair, run, scan, snapshot
+from .engine import audit, clone, execute, proof, remove, repair, run, scan, snapshot
 from .engine.context import Progress, open_context, silent
 from .engine.settings import Settings
 from .identity.policy import DEFAULT
@@ -26,6 +26,7 @@ from .model.audit import Audit
 from .model.machine import Machine
 from .model.network import NetworkKind, Port
 from .model.parameters import Parameters
+from .model.proof import Proof
 from .model.scan import Scan
 from .model.snapshot import CaptureMethod, Snapshot
 from .units import MIB
@@ -120,6 +121,10 @@ class Host:
     def audit(self, snapshot_name: str) -> Audit:
         """Compare a snapshot's source and clones, as they are now, each with every other."""
         return self._wait(audit.audit(self.context, snapshot_name))
+
+    def evidence(self, machine: str) -> Proof:
+        """Return a machine's signed evidence, and that of all it was compared with (docs/evidence.md)."""
+        return proof.export(self.context, machine)
 
     def machines(self) -> list[Machine]:
         """Return all machines."""

@@ -29,6 +29,9 @@ def test_a_life(world: World, sealing: None) -> None:
         audited = host.audit("warm")
         assert isinstance(audited, Audit)
         assert (audited.snapshot, audited.equal) == (warm.id, ())
+        evidence = host.evidence("two")
+        assert evidence.subject.evidence["name"] == "two"
+        assert {member.evidence["name"] for member in evidence.members} <= {"web", "one"}
         assert [machine.name for machine in host.machines()] == ["web", "one", "two"]
         assert host.stop("one", force=True).process is None
         assert host.start("one").process is not None

@@ -16,7 +16,6 @@ import pytest
 
 from liveclone.engine import audit
 from liveclone.engine import clone as clones
-from liveclone.errors import HypervisorError
 from liveclone.host import process
 from liveclone.model.identity import Evidence, ItemStatus
 from liveclone.model.image import Image
@@ -296,23 +295,6 @@ def test_an_audit_finds_all_distinct_and_what_was_made_equal(lab: Lab, family: F
     assert [(one.what, {one.first, one.second}) for one in audited.equal] == [
         ("machine_id", {first.name, second.name})
     ]
-
-
-def test_without_vmgenid_our_own_reseed_carries_alone(lab: Lab) -> None:
-    bare = lab.boot("bare", vmgenid=False)
-    taken = lab.snapshot(bare)
-    clones_of_it = lab.clones(taken, 3)
-    assert not any("vmgenid" in device for device in taken.devices)
-    for machine in (bare, *clones_of_it):
-        with pytest.raises(HypervisorError):
-            lab.qmp(machine, "query-vm-generation-id")
-    audited = lab.wait(audit.audit(lab.ctx, taken.id))
-    assert audited.equal == ()
-    assert {one.name for one in audited.members[1:]} == {"bare", *(machine.name for machine in clones_of_it)}
-    for member in audited.members[1:]:
-        assert member.digests.keys() >= {"rng", "draw urandom", "draw kernel-uuid"}
-    lab.remove(*clones_of_it, bare)
-    lab.remove_snapshot(taken)
 
 
 def test_a_name_can_be_chosen_and_is_taken_then(lab: Lab, story: Story) -> None:

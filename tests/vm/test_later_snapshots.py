@@ -104,6 +104,12 @@ def test_a_snapshot_of_a_clone_and_a_clone_of_that(
     identities = [lab.http(m, "/identity") for m in (source, clone, child, grandchild)]
     for what in ("hostname", "machine_id", "host_key", "mac", "random"):
         assert len({identity[what] for identity in identities}) == 4, what
+    look = "cat /proc/sys/kernel/random/boot_id; grep -c /boot_id /proc/mounts || :"
+    boot_ids, mounts = zip(
+        *(lab.shell(m, look).split() for m in (source, clone, child, grandchild)), strict=True
+    )
+    assert len(set(boot_ids)) == 4
+    assert set(mounts) == {"1"}  # bound when the source was started; written anew since, not bound once more
 
 
 def test_a_snapshot_by_stream(lab: Lab, clone: Machine, source: Machine, taken: list[Snapshot]) -> None:

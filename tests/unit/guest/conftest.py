@@ -35,6 +35,7 @@ class RecordingKernel(Kernel):
         self.seeds: list[bytes] = []
         self.cards: list[tuple[str, str, list[str]]] = []
         self.clock_was_set_to: int | None = None
+        self.bound: list[str] = []
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
 
     def hostname(self) -> str:
@@ -54,6 +55,14 @@ class RecordingKernel(Kernel):
 
     def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
         return self.ended
+
+    def bind(self, file: str, target: str) -> None:
+        self.bound.append(target)
+        Path(target).unlink()
+        Path(target).hardlink_to(file)  # one file under two names, as after a bind mount
+
+    def warm_bind(self) -> None:
+        pass
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         return self.cards

@@ -24,6 +24,7 @@ import pytest
 from liveclone.guest import process
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item, load_items, ssh_host_keys
+from liveclone.guest.items.boot_id import BootId, render_boot_id
 from liveclone.guest.items.hostname import Hostname, render_hosts
 from liveclone.guest.items.machine_id import MachineId, render_machine_id
 from liveclone.guest.items.random_seed import RandomSeed
@@ -58,7 +59,7 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "clock", "connections", "machine_id"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "machine_id"),
         *("network", "random_seed", "ssh_host_keys"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
@@ -162,6 +163,77 @@ class TestRandomSeed:
         RandomSeed().reset(ctx())
         assert RandomSeed().observe(ctx())[0] is None
         assert not (root / "var/lib/systemd").exists()
+
+
+class TestBootId:
+    SHOWN = "proc/sys/kernel/random/boot_id"
+
+    @pytest.fixture
+    def shown(self, root: Path) -> Path:
+        path = root / self.SHOWN
+        path.parent.mkdir(parents=True)
+        path.write_text("0d3f9a6c-3a0e-4b61-8a53-0c6d5ac0f9e1\n")
+        return path
+
+    def test_a_file_of_our_own_is_bound_over_it(
+        self, ctx: Make, root: Path, kernel: RecordingKernel, shown: Path
+    ) -> None:
+        before = value(BootId(), ctx())
+        BootId().reset(ctx())
+        assert kernel.bound == [str(shown)]
+        assert re.fullmatch(
+            r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\n", shown.read_text()
+        )
+        assert value(BootId(), ctx()) == shown.read_text().strip().encode() != before
+        assert stat.S_IMODE(shown.stat().st_mode) == 0o444
+
+    def test_a_clones_clone_is_not_bound_again(
+        self, ctx: Make, root: Path, kernel: RecordingKernel, shown: Path
+    ) -> None:
+        BootId().reset(ctx())
+        first, inode = shown.read_text(), shown.stat().st_ino
+        BootId().reset(ctx())
+        assert shown.read_text() != first
+        assert len(shown.read_text()) == len(first)
+        assert shown.stat().st_ino == inode
+        assert len(kernel.bound) == 1
+
+    def test_a_file_left_from_the_time_before_a_boot_is_not_taken_for_it(
+        self, ctx: Make, root: Path, kernel: RecordingKernel, shown: Path
+    ) -> None:
+        (root / "run/liveclone").mkdir()
+        (root / "run/liveclone/boot_id").write_text("old\n")
+        BootId().reset(ctx())
+        assert kernel.bound == [str(shown)]
+        assert (root / "run/liveclone/boot_id").read_text() == shown.read_text() != "old\n"
+
+    def test_a_guest_without_procfs(self, ctx: Make, kernel: RecordingKernel) -> None:
+        BootId().reset(ctx())
+        assert BootId().observe(ctx())[0] is None
+        assert kernel.bound == []
+
+    def test_form(self) -> None:
+        assert render_boot_id(bytes(16)) == "00000000-0000-4000-8000-000000000000"
+
+    def test_bind_for_real_in_a_namespace(self, needs_root: None, tmp_path: Path) -> None:
+        own = tmp_path / "own"
+        own.write_text("of our own\n")
+        program = (
+            "import sys; own, *sys.path[:0] = sys.argv[1:]\n"
+            "from liveclone.guest.kernel import Kernel\n"
+            "Kernel().warm_bind()\n"
+            "Kernel().bind(own, '/proc/sys/kernel/random/boot_id')\n"
+            "print(open('/proc/sys/kernel/random/boot_id').read(), end='')\n"
+            "try: Kernel().bind(own, own + '/nothing')\n"
+            "except NotADirectoryError as error: print(error.strerror)\n"
+        )
+        before = Path("/proc", self.SHOWN[5:]).read_text()
+        line = ["unshare", "--mount", sys.executable, "-c", program, str(own), *sys.path]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if "unshare" in done.stderr:
+            pytest.skip("cannot make a mount namespace here")
+        assert done.stdout == f"of our own\nbinding {own} over {own}/nothing: Not a directory\n", done.stderr
+        assert Path("/proc", self.SHOWN[5:]).read_text() == before
 
 
 class TestMachineId:

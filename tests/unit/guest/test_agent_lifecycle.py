@@ -34,7 +34,7 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
     found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
-    for reports, count in zip(found, (8, 7), strict=True):  # `network` is only observed
+    for reports, count in zip(found, (9, 8), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
         assert len(values) == count
 
@@ -73,6 +73,7 @@ def test_identify_makes_another_machine(
         "rng": "changed",
         "hostname": "changed",
         "machine_id": "changed",
+        "boot_id": "absent",
         "clock": "configured",
         "connections": "configured",
         "random_seed": "absent",

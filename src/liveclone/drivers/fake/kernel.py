@@ -51,6 +51,12 @@ class FakeKernel:
     def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
         return 0, []  # this guest has no network of its own
 
+    def bind(self, file: str, target: str) -> None:
+        raise OSError("a fake guest mounts nothing")  # and has nothing that would be bound over
+
+    def warm_bind(self) -> None:
+        pass
+
     def draw(self, count: int) -> bytes:
         with self._lock:
             drawn = hashlib.shake_256(self._pool + b"draw").digest(count)

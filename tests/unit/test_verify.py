@@ -71,6 +71,8 @@ def judge(
         (report(S.SHARED, ""), seen(), "it still has the snapshot's value", "snapshot"),
         (report(S.FAILED, "", error="EIO"), seen(), "its reset failed: EIO", ""),
         (report(S.FAILED, ""), seen(), "its reset failed: no reason given", ""),
+        (report(S.PENDING, ""), seen(), "its reset had only begun", ""),
+        (report(S.PENDING, "", required=False), seen(required=False), "", ""),
         (report(S.ABSENT, ""), seen(), "it was there in the snapshot and is reported absent", ""),
         (report(S.ABSENT, ""), seen(S.ABSENT, ""), "", ""),
         (report(S.CONFIGURED, ""), seen(before=""), "", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -232,6 +233,31 @@ def test_each_has_a_boot_id_that_is_seen_everywhere(lab: Lab, family: Family, st
     assert pairwise_distinct([*seen, story.boot_before])
 
 
+def test_the_journal_goes_on_as_the_clones_own(lab: Lab, family: Family, story: Story) -> None:
+    """journald starts anew a moment after a clone is ready. What the source wrote is there, as the source's."""
+    ids, numbers = [], []
+    for machine, evidence in ((m, evidence_of(lab, story, m)) for m in family.machines):
+        (item,) = [one for one in evidence.items if one.item == "journal"]
+        assert (item.status, item.after) == (ItemStatus.PENDING, "")
+        told = lab.shell(
+            machine,
+            "until [ -e /var/log/journal/$(cat /etc/machine-id)/system.journal ]; do sleep 0.1; done\n"
+            "echo here | systemd-cat -t test; journalctl --sync; journalctl -t test -o json; systemd-id128 boot-id\n"
+            "journalctl --merge --unit warm-app -o json --reverse | tail -n 1",
+        )
+        own, boot_id, of_the_source = told.splitlines()
+        own, of_the_source = json.loads(own), json.loads(of_the_source)
+        assert (own["MESSAGE"], own["_BOOT_ID"]) == ("here", boot_id)
+        assert own["_HOSTNAME"] == machine.name
+        assert of_the_source["_HOSTNAME"] == story.before.name
+        assert of_the_source["_BOOT_ID"] != boot_id
+        ids.append(own["_MACHINE_ID"])
+        numbers.append(own["__SEQNUM_ID"])
+        assert pairwise_distinct([own["__SEQNUM_ID"], of_the_source["__SEQNUM_ID"]])
+    assert ids == [app["machine_id"] for app in family.apps]
+    assert pairwise_distinct(numbers)
+
+
 def test_sshd_serves_the_new_keys(lab: Lab, family: Family, story: Story, source: Machine) -> None:
     """Asked over the network by the source, which also shows that machines reach one another on the bridge."""
     machines = [source, *family.machines]
@@ -300,7 +326,7 @@ def test_an_audit_finds_all_distinct_and_what_was_made_equal(lab: Lab, family: F
     audited = lab.wait(audit.audit(lab.ctx, story.snapshot.id))
     assert audited.equal == ()
     assert {one.name for one in audited.members} >= {story.before.name, *(m.name for m in family.machines)}
-    wanted = {"rng", "hostname", "machine_id", "ssh_host_keys", "network"}
+    wanted = {"rng", "hostname", "machine_id", "boot_id", "journal", "ssh_host_keys", "network"}
     wanted |= {f"draw {name}" for name in ("urandom", "kernel-uuid", "ssh-key", "python")}
     for member in audited.members[1:]:
         assert member.digests.keys() >= wanted, member.name

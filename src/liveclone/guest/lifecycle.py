@@ -223,6 +223,9 @@ def _reset(ctx: Context, item: Item) -> Report:
                 report["details"] = details
                 return report
             told = item.reset(ctx)
+            if item.pending and before is not None:
+                report["status"], report["details"] = "pending", dict(details, **told)
+                return report
             after, details = item.observe(ctx)
             report["after"] = ctx.digest(item.name, after or b"")
             report["details"] = dict(details, **told)

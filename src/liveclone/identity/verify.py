@@ -86,6 +86,9 @@ def _judge_item(
     if required and report.status in (ItemStatus.KEPT, ItemStatus.SHARED):
         yield found("it still has the snapshot's value", "snapshot")
         return
+    if required and report.status is ItemStatus.PENDING:
+        yield found("its reset had only begun")
+        return
     if required and report.status is ItemStatus.ABSENT and before and before.status is ItemStatus.PRESENT:
         yield found("it was there in the snapshot and is reported absent")
         return

@@ -18,6 +18,7 @@ class ItemStatus(enum.Enum):
     PRESENT = "present"  # observed, not reset
     CHANGED = "changed"
     KEPT = "kept"  # the reset ran, yet the value is the old one
+    PENDING = "pending"  # begun; done once the machine has its network, so there is no new value yet
     ABSENT = "absent"  # this guest has no such thing
     SHARED = "shared"  # it exists and cannot be changed here
     FAILED = "failed"

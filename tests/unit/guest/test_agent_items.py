@@ -26,6 +26,7 @@ from liveclone.guest.context import Context
 from liveclone.guest.items import Item, load_items, ssh_host_keys
 from liveclone.guest.items.boot_id import BootId, render_boot_id
 from liveclone.guest.items.hostname import Hostname, render_hosts
+from liveclone.guest.items.journal import Journal
 from liveclone.guest.items.machine_id import MachineId, render_machine_id
 from liveclone.guest.items.random_seed import RandomSeed
 from liveclone.guest.items.rng import Rng
@@ -59,11 +60,11 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "machine_id"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "machine_id"),
         *("network", "random_seed", "ssh_host_keys"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
-    assert [item.name for item in load_items() if not item.required] == ["network"]
+    assert [item.name for item in load_items() if not item.required] == ["journal", "network"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 64, 65, 200])
@@ -234,6 +235,59 @@ class TestBootId:
             pytest.skip("cannot make a mount namespace here")
         assert done.stdout == f"of our own\nbinding {own} over {own}/nothing: Not a directory\n", done.stderr
         assert Path("/proc", self.SHOWN[5:]).read_text() == before
+
+
+class TestJournal:
+    ID = "0123456789abcdef0123456789abcdef"
+
+    @pytest.fixture
+    def journald(self, root: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that has a journal's file open, and what the kernel and systemd say of it."""
+        with subprocess.Popen(["sleep", "60"]) as child:
+            unit = root / "sys/fs/cgroup/system.slice/systemd-journald.service"
+            unit.mkdir(parents=True)
+            (unit / "cgroup.procs").write_text(f"{child.pid}\n")
+            fds = root / f"proc/{child.pid}/fd"
+            fds.mkdir(parents=True)
+            (fds / "0").symlink_to("/dev/null")
+            (fds / "7").symlink_to(f"/var/log/journal/{self.ID}/user-1000.journal")
+            (root / "run/systemd/journal").mkdir(parents=True)
+            (root / "run/systemd/journal/seqnum").write_bytes(bytes(24))
+            yield child
+            child.kill()
+
+    def test_it_ends_once_the_machine_has_its_network(
+        self, ctx: Make, root: Path, journald: subprocess.Popen[bytes]
+    ) -> None:
+        run = ctx()
+        Journal().reset(run)
+        assert journald.poll() is None
+        (task,) = run.later
+        task()
+        assert journald.wait(5) == -signal.SIGTERM
+        assert not (root / "run/systemd/journal/seqnum").exists()
+        task()  # it has ended already
+
+    @pytest.mark.usefixtures("journald")
+    def test_where_it_writes_is_seen(self, ctx: Make) -> None:
+        assert Journal().observe(ctx()) == (self.ID.encode(), {"storage": "/var/log/journal/"})
+
+    @pytest.mark.usefixtures("journald")
+    def test_an_id_that_is_no_longer_the_machines_is_not_compared(self, ctx: Make) -> None:
+        MachineId().reset(ctx())
+        observed, details = Journal().observe(ctx())
+        assert (observed, details["storage"]) == (b"", "/var/log/journal/")
+
+    def test_one_that_stores_nothing(self, ctx: Make, root: Path, journald: subprocess.Popen[bytes]) -> None:
+        (root / f"proc/{journald.pid}/fd/7").unlink()
+        observed, details = Journal().observe(ctx())
+        assert (observed, details["storage"]) == (b"", "none")
+
+    def test_a_guest_without_one(self, ctx: Make) -> None:
+        run = ctx()
+        Journal().reset(run)
+        assert Journal().observe(run)[0] is None
+        assert run.later == []
 
 
 class TestMachineId:

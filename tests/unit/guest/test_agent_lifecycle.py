@@ -34,7 +34,7 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
     found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
-    for reports, count in zip(found, (9, 8), strict=True):  # `network` is only observed
+    for reports, count in zip(found, (10, 9), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
         assert len(values) == count
 
@@ -76,6 +76,7 @@ def test_identify_makes_another_machine(
         "boot_id": "absent",
         "clock": "configured",
         "connections": "configured",
+        "journal": "absent",
         "random_seed": "absent",
         "ssh_host_keys": "absent",
     }
@@ -144,6 +145,23 @@ def test_what_takes_time_waits_for_the_network(agent: Agent, host: Host, identit
     assert not patient.done.wait(0.1)
     host.call("network", nics=[])
     assert patient.done.wait(2)
+
+
+def test_what_only_begins_is_said_to_be_pending(agent: Agent, host: Host, identity: dict[str, Any]) -> None:
+    class Tardy(Patient):
+        name: ClassVar[str] = "tardy"
+        pending: ClassVar[bool] = True
+
+    class Missing(Tardy):
+        name: ClassVar[str] = "missing"
+
+        def observe(self, ctx: Context) -> tuple[bytes | None, dict[str, str]]:
+            return None, {}
+
+    agent.lifecycle.items += [Tardy(), Missing()]
+    reports = by_item(host.call("identify", **identity)["items"])
+    assert (reports["tardy"]["status"], reports["missing"]["status"]) == ("pending", "absent")
+    assert reports["tardy"]["before"] and not reports["tardy"]["after"]
 
 
 class Other:

@@ -35,6 +35,9 @@ class Item:
     configured: ClassVar[bool] = False  # set to what the host asked for; has no value of its own to compare
 
     resettable: ClassVar[bool] = True  # False: it is only observed here
+    pending: ClassVar[bool] = (
+        False  # reset() only begins it: done once the machine has its network, seen by later observing
+    )
 
     def observe(self, ctx: Context) -> Observed:
         """Return the item's value and public facts about it.

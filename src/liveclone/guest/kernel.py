@@ -17,6 +17,7 @@ from . import netlink, sockets
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
 _MS_BIND = 0x1000
+_TIOCVHANGUP = 0x5437  # asm-generic/ioctls.h
 
 
 class Kernel:
@@ -69,6 +70,14 @@ class Kernel:
         if libc.mount(os.fsencode(file), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None):
             number = ctypes.get_errno()
             raise OSError(number, f"binding {file} over {target}: {os.strerror(number)}")
+
+    def hang_up(self, terminal: str) -> None:
+        """Cut a terminal's line: its programs get SIGHUP, and none can read or write there any more."""
+        fd = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _TIOCVHANGUP)
+        finally:
+            os.close(fd)
 
     def warm_bind(self) -> None:
         """Load what bind() needs; changes nothing."""

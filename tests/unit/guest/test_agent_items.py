@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -11,8 +13,10 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +31,7 @@ from liveclone.guest.items import Item, load_items, ssh_host_keys
 from liveclone.guest.items.boot_id import BootId, render_boot_id
 from liveclone.guest.items.hostname import Hostname, render_hosts
 from liveclone.guest.items.journal import Journal
+from liveclone.guest.items.login_sessions import LoginSessions
 from liveclone.guest.items.machine_id import MachineId, render_machine_id
 from liveclone.guest.items.random_seed import RandomSeed
 from liveclone.guest.items.rng import Rng
@@ -60,7 +65,7 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "machine_id"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "login_sessions", "machine_id"),
         *("network", "random_seed", "ssh_host_keys"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
@@ -288,6 +293,111 @@ class TestJournal:
         Journal().reset(run)
         assert Journal().observe(run)[0] is None
         assert run.later == []
+
+
+class TestLoginSessions:
+    @pytest.fixture
+    def start(self, root: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+        """Return what starts a process that is another one in the guest's /proc: name, title, and its input."""
+        with contextlib.ExitStack() as stack:
+
+            def start(name: str, title: str = "", stdin: str = "/dev/null") -> subprocess.Popen[bytes]:
+                child = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+                stack.callback(child.kill)
+                entry = root / f"proc/{child.pid}"
+                (entry / "fd").mkdir(parents=True)
+                (entry / "comm").write_text(f"{name}\n")
+                (entry / "cmdline").write_text(f"{title or name}\0")
+                (entry / "fd/0").symlink_to(stdin)
+                return child
+
+            yield start
+
+    def test_logins_end_and_services_live_on(
+        self, ctx: Make, kernel: RecordingKernel, start: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        logins = [
+            start("sshd-session", "sshd-session: root [priv]"),
+            start("sshd-session", "sshd-session: root@pts/0"),
+            start("sshd", "sshd: root@pts/1"),
+            start("login", stdin="/dev/ttyS0"),
+        ]
+        others = [
+            start("sshd", "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups"),
+            start("sshd", "/usr/sbin/sshd -D"),
+            start("agetty", stdin="/dev/ttyS0"),
+            start("bash", stdin="/dev/pts/0"),
+            start("systemd-logind"),
+        ]
+        assert LoginSessions().reset(ctx()) == {"killed": "4"}
+        assert [child.wait(5) for child in logins] == [-signal.SIGKILL] * 4
+        assert [child.poll() for child in others] == [None] * 5
+        assert kernel.hung_up == ["/dev/ttyS0"]
+
+    def test_leaders_of_sessions_that_logind_knows(
+        self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        desktop, manager = start("gdm-session-wor"), start("systemd")
+        sessions = root / "run/systemd/sessions"
+        sessions.mkdir(parents=True)
+        (sessions / "3").write_text(f"# private\nUID=0\nCLASS=user\nLEADER={desktop.pid}\n")
+        (sessions / "4").write_text(f"UID=0\nCLASS=manager\nLEADER={manager.pid}\n")
+        (sessions / "5").write_text("CLASS=user\nLEADER=4999999\n")  # has just ended
+        os.mkfifo(sessions / "3.ref")
+        assert LoginSessions().reset(ctx()) == {"killed": "2"}
+        assert desktop.wait(5) == -signal.SIGKILL
+        assert manager.poll() is None
+
+    def test_utmp_tells_who_is_gone(
+        self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        login, screen = start("login"), start("screen")
+
+        def entry(kind: int, pid: int, user: bytes) -> bytes:
+            return (
+                struct.pack("=hxxi32s4s32s256s", kind, pid, b"pts/0", b"ts/0", user, b"10.0.0.1") + b"\7" * 52
+            )
+
+        entries = [entry(2, 0, b"reboot"), entry(7, login.pid, b"ann"), entry(7, screen.pid, b"bob")]
+        (root / "run/utmp").write_bytes(b"".join([*entries, entry(7, 4999999, b"eve")]))
+        LoginSessions().reset(ctx())
+        after = (root / "run/utmp").read_bytes()
+        assert len(after) == 4 * 384
+        seen = [struct.unpack_from("=hxxi32s4s32s256s", after, at) for at in range(0, len(after), 384)]
+        assert [(one[0], one[1], one[4].rstrip(b"\0")) for one in seen] == [
+            (2, 0, b"reboot"),
+            (8, login.pid, b""),
+            (7, screen.pid, b"bob"),  # no login: it lives on
+            (8, 4999999, b""),
+        ]
+        assert seen[1][2].rstrip(b"\0") == b"pts/0"
+        assert not seen[1][5].rstrip(b"\0")
+        assert after.endswith(b"\7" * 52)
+
+    def test_nobody_is_logged_in(self, ctx: Make) -> None:
+        assert LoginSessions().reset(ctx()) == {"killed": "0"}
+
+    def test_hanging_up_for_real(self, needs_root: None) -> None:
+        """A shell that has a terminal of its own gets SIGHUP; not a terminal of this machine's, a pair made here."""
+        master, slave = os.openpty()
+        shell = subprocess.Popen(
+            ["sh", "-c", "trap 'exit 7' HUP; echo ready; while :; do sleep 0.02; done"],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        try:
+            name = os.ttyname(slave)
+            assert os.read(master, 5) == b"ready"
+            Kernel().hang_up(name)
+            assert shell.wait(5) == 7
+        finally:
+            shell.kill()
+            shell.wait()
+            os.close(slave)
+            os.close(master)
 
 
 class TestMachineId:

@@ -34,7 +34,7 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
     found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
-    for reports, count in zip(found, (10, 9), strict=True):  # `network` is only observed
+    for reports, count in zip(found, (11, 10), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
         assert len(values) == count
 
@@ -77,6 +77,7 @@ def test_identify_makes_another_machine(
         "clock": "configured",
         "connections": "configured",
         "journal": "absent",
+        "login_sessions": "configured",
         "random_seed": "absent",
         "ssh_host_keys": "absent",
     }

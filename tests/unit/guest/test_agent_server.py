@@ -27,7 +27,7 @@ def test_ping(host: Host) -> None:
     told = host.call("ping")
     assert told["generation"] == {"counter": 0, "uuid": ""}
     assert told["items"] == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "machine_id"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "login_sessions", "machine_id"),
         *("network", "random_seed", "ssh_host_keys"),
     ]
     assert told["uptime_s"] > 0

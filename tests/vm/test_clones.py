@@ -186,6 +186,10 @@ def test_evidence_covers_every_item(lab: Lab, family: Family, story: Story, sour
             assert reported[name].after not in ("", reported[name].before, observed[name].before)
             assert reported[name].took_ms > 0
         assert reported["clock"].status is ItemStatus.CONFIGURED
+        assert reported["login_sessions"].details == {"killed": "0"}
+        # What this guest does not have: nothing to resume from, no swap area, no UUID in its firmware, no vsock.
+        for name in ("hibernation", "swap", "dmi_uuid", "vsock_cid"):
+            assert reported[name].status is ItemStatus.ABSENT
     for one, other in itertools.combinations(all_evidence, 2):
         assert one.machine in other.compared_with or other.machine in one.compared_with
         after = [{item.item: item.after for item in e.items if item.after} for e in (one, other)]

@@ -112,6 +112,46 @@ def test_a_snapshot_of_a_clone_and_a_clone_of_that(
     assert set(mounts) == {"1"}  # bound when the source was started; written anew since, not bound once more
 
 
+LOG_IN = r"""
+mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/key; cp /root/key.pub /root/.ssh/authorized_keys
+cat >/root/visit <<'X'
+eval $(ssh-agent) >/dev/null
+exec ssh -A -tt -i /root/key -o StrictHostKeyChecking=no root@127.0.0.1 '
+    nohup sleep 7777 >/dev/null & echo $SSH_AUTH_SOCK >/run/visited; exec sleep 8888'
+X
+unit=serial-getty@ttyS0.service; mkdir /run/systemd/system/$unit.d
+printf '[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root ttyS0 vt100\n' >/run/systemd/system/$unit.d/a.conf
+systemctl daemon-reload; systemctl restart $unit; systemd-run -q --unit visit sh /root/visit
+until [ -s /run/visited ] && pgrep -x bash; do sleep 0.1; done
+rm -r /run/systemd/system/$unit.d; systemctl daemon-reload
+"""
+LOGINS = r"""
+pgrep -x bash >/dev/null && echo console; pgrep -f '^sleep 8888' >/dev/null && echo ssh
+pgrep -f '^sleep 7777' >/dev/null && echo nohup; pgrep -f '^sleep 9999' >/dev/null && echo exec
+SSH_AUTH_SOCK=$(cat /run/visited) ssh-add -l 2>&1 | grep -q 'no identities' && echo agent
+pgrep -x agetty >/dev/null && echo getty; exit 0
+"""
+
+
+def test_who_is_logged_in_is_logged_out_in_a_clone_alone(
+    lab: Lab, clone: Machine, taken: list[Snapshot]
+) -> None:
+    """One on the console, one by ssh with an agent forwarded; over the loopback, whose connections a clone keeps."""
+    lab.shell(clone, LOG_IN)
+    lab.shell(clone, "setsid sleep 9999 </dev/null >/dev/null 2>&1 &")
+    everything = ["console", "ssh", "nohup", "exec", "agent"]
+    assert lab.shell(clone, LOGINS).split() == everything
+    taken.append(lab.snapshot(clone))
+    child = lab.clone(taken[-1])
+    evidence = lab.ctx.evidence(taken[-1].id).load(child.id)
+    assert evidence is not None
+    (item,) = [one for one in evidence.items if one.item == "login_sessions"]
+    assert item.details == {"killed": "3"}  # login, and sshd's two processes
+    lab.shell(child, "until pgrep -x agetty; do sleep 0.1; done")
+    assert lab.shell(child, LOGINS).split() == ["nohup", "exec", "getty"]
+    assert lab.shell(clone, LOGINS).split() == everything
+
+
 def test_a_snapshot_by_stream(lab: Lab, clone: Machine, source: Machine, taken: list[Snapshot]) -> None:
     lab.shell(clone, "echo streamed > /run/mark; echo streamed > /var/lib/mark")
     before = lab.reload(clone)

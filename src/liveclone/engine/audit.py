@@ -16,7 +16,7 @@ from ..host import process
 from ..identity.compare import compare
 from ..model.audit import Audit, LeftOut, Member, Role
 from ..model.base import now
-from ..model.identity import ItemReport
+from ..model.identity import ItemReport, ItemStatus
 from ..model.machine import Machine
 from ..model.snapshot import Snapshot
 from . import agent as agents
@@ -142,4 +142,5 @@ def _recorded(snapshot: Snapshot) -> Member:
 
 
 def _digests(items: tuple[ItemReport, ...]) -> dict[str, str]:
-    return {item.item: item.before for item in items if item.before}
+    """Return the values that have to differ: not those that are shared by their nature."""
+    return {item.item: item.before for item in items if item.before and item.status is not ItemStatus.SHARED}

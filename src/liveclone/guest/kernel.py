@@ -17,6 +17,7 @@ from . import netlink, sockets
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
 _MS_BIND = 0x1000
+_IOCTL_VM_SOCKETS_GET_LOCAL_CID, _VMADDR_CID_ANY = 0x7B9, 0xFFFFFFFF  # linux/vm_sockets.h
 _TIOCVHANGUP = 0x5437  # asm-generic/ioctls.h
 
 
@@ -70,6 +71,18 @@ class Kernel:
         if libc.mount(os.fsencode(file), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None):
             number = ctypes.get_errno()
             raise OSError(number, f"binding {file} over {target}: {os.strerror(number)}")
+
+    def vsock_cid(self) -> int | None:
+        """Return this machine's address for its host, None without such a device (vsock(7))."""
+        try:
+            fd = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            (cid,) = struct.unpack("=I", fcntl.ioctl(fd, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4)))
+        finally:
+            os.close(fd)
+        return None if cid == _VMADDR_CID_ANY else cid
 
     def hang_up(self, terminal: str) -> None:
         """Cut a terminal's line: its programs get SIGHUP, and none can read or write there any more."""

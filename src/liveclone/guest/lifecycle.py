@@ -19,7 +19,7 @@ from . import files, generation, parameters
 from .context import Context
 from .errors import CallError, CannotChange, log_exception
 from .hooks import check_hooks, run_hooks
-from .items import Item
+from .items import Fixed, Item
 from .kernel import Kernel
 from .priority import Others
 from .request import Request, elapsed_ms
@@ -89,7 +89,8 @@ class Lifecycle:
 
         Until it has its network, or would have had it by now, the other programs of the guest wait.
         """
-        return self._renew(request, "identify", "cloned", [item for item in self.items if item.resettable])
+        items = [item for item in self.items if item.resettable or isinstance(item, Fixed)]
+        return self._renew(request, "identify", "cloned", items)
 
     def resume(self, request: Request) -> dict[str, Any]:
         """Give this machine, the source, a new generation and fresh randomness."""
@@ -203,7 +204,7 @@ def _observe(ctx: Context, item: Item) -> Report:
     with ctx.request.step(f"item {item.name}"):
         try:
             value, report["details"] = item.observe(ctx)
-            report["status"] = "absent" if value is None else "present"
+            report["status"] = _status_unchanged(item, value)
             report["before"] = ctx.digest(item.name, value or b"")
         except Exception as error:
             _note_failure(report, item, error)
@@ -219,8 +220,7 @@ def _reset(ctx: Context, item: Item) -> Report:
             before, details = item.observe(ctx)
             report["before"] = ctx.digest(item.name, before or b"")
             if not item.resettable:
-                report["status"] = "absent" if before is None else "present"
-                report["details"] = details
+                report["status"], report["details"] = _status_unchanged(item, before), details
                 return report
             told = item.reset(ctx)
             if item.pending and before is not None:
@@ -229,10 +229,10 @@ def _reset(ctx: Context, item: Item) -> Report:
             after, details = item.observe(ctx)
             report["after"] = ctx.digest(item.name, after or b"")
             report["details"] = dict(details, **told)
-            if item.configured:
-                report["status"] = "configured"
-            elif before is None and after is None:
+            if before is None and after is None:
                 report["status"] = "absent"
+            elif item.configured:
+                report["status"] = "configured"
             else:
                 report["status"] = "kept" if before == after else "changed"
         except CannotChange as error:
@@ -246,6 +246,12 @@ def _reset(ctx: Context, item: Item) -> Report:
         finally:
             report["took_ms"] = elapsed_ms(began)
     return report
+
+
+def _status_unchanged(item: Item, value: bytes | None) -> str:
+    if value is None:
+        return "absent"
+    return "shared" if isinstance(item, Fixed) else "present"
 
 
 def _new_report(item: Item) -> Report:

@@ -8,6 +8,7 @@ from liveclone.engine import audit, run
 from liveclone.errors import GuestError, NotFound, Refused
 from liveclone.identity.compare import compare
 from liveclone.model.audit import Audit, Equal, Member, Role
+from liveclone.model.identity import ItemStatus
 
 from .world import World
 
@@ -61,6 +62,19 @@ async def test_a_family_is_distinct(world: World) -> None:
         assert one.digests.keys() >= ITEMS, "each was asked"
     for one in audited.members[1:]:
         assert "draw kernel-uuid" in one.digests, "each drew"
+    await world.remove_all()
+
+
+async def test_what_is_shared_by_its_nature_is_no_equality(world: World) -> None:
+    await world.run("web")
+    await world.write("web", "/sys/class/dmi/id/product_uuid", "f0c9a1ce-7d5e-4b9c-9f0e-0e3f7f9d2a11\n")
+    await world.snapshot("web")
+    for result in await world.clone("web-1", 2):
+        assert result.evidence is not None and result.evidence.verified
+        (item,) = [one for one in result.evidence.items if one.item == "dmi_uuid"]
+        assert item.status is ItemStatus.SHARED
+        assert item.before
+    assert (await audit.audit(world.ctx, "web-1")).equal == ()
     await world.remove_all()
 
 

@@ -35,6 +35,7 @@ class RecordingKernel(Kernel):
         self.seeds: list[bytes] = []
         self.cards: list[tuple[str, str, list[str]]] = []
         self.clock_was_set_to: int | None = None
+        self.cid: int | None = None
         self.bound: list[str] = []
         self.hung_up: list[str] = []
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
@@ -61,6 +62,9 @@ class RecordingKernel(Kernel):
         self.bound.append(target)
         Path(target).unlink()
         Path(target).hardlink_to(file)  # one file under two names, as after a bind mount
+
+    def vsock_cid(self) -> int | None:
+        return self.cid
 
     def hang_up(self, terminal: str) -> None:
         self.hung_up.append(terminal)

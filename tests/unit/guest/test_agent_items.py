@@ -29,6 +29,8 @@ from liveclone.guest import process
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item, load_items, ssh_host_keys
 from liveclone.guest.items.boot_id import BootId, render_boot_id
+from liveclone.guest.items.dmi_uuid import DmiUuid
+from liveclone.guest.items.hibernation import Hibernation
 from liveclone.guest.items.hostname import Hostname, render_hosts
 from liveclone.guest.items.journal import Journal
 from liveclone.guest.items.login_sessions import LoginSessions
@@ -36,6 +38,8 @@ from liveclone.guest.items.machine_id import MachineId, render_machine_id
 from liveclone.guest.items.random_seed import RandomSeed
 from liveclone.guest.items.rng import Rng
 from liveclone.guest.items.ssh_host_keys import SshHostKeys
+from liveclone.guest.items.swap import Swap
+from liveclone.guest.items.vsock_cid import VsockCid
 from liveclone.guest.kernel import Kernel
 from liveclone.guest.request import Request
 from liveclone.guest.sha import hmac_sha256, sha512
@@ -65,11 +69,13 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "login_sessions", "machine_id"),
-        *("network", "random_seed", "ssh_host_keys"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "dmi_uuid", "hibernation", "journal"),
+        *("login_sessions", "machine_id", "network", "random_seed", "ssh_host_keys", "swap", "vsock_cid"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
-    assert [item.name for item in load_items() if not item.required] == ["journal", "network"]
+    assert [item.name for item in load_items() if not item.required] == [
+        *("dmi_uuid", "journal", "network", "swap", "vsock_cid")
+    ]
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 64, 65, 200])
@@ -333,6 +339,18 @@ class TestLoginSessions:
         assert [child.wait(5) for child in logins] == [-signal.SIGKILL] * 4
         assert [child.poll() for child in others] == [None] * 5
         assert kernel.hung_up == ["/dev/ttyS0"]
+
+    def test_threads_of_the_kernel_are_looked_at_before_the_snapshot(
+        self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        item, thread, before = LoginSessions(), start("login"), start("login")
+        (root / f"proc/{thread.pid}/stat").write_text(f"{thread.pid} (a) b) I 2 0 0 0 -1\n")
+        (root / f"proc/{before.pid}/stat").write_text(f"{before.pid} (login) S 1 2 2 2 2\n")
+        item.warm(ctx())
+        since = start("login")
+        assert item.reset(ctx()) == {"killed": "2"}
+        assert [before.wait(5), since.wait(5)] == [-signal.SIGKILL] * 2
+        assert thread.poll() is None
 
     def test_leaders_of_sessions_that_logind_knows(
         self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]
@@ -609,6 +627,84 @@ class TestSshHostKeys:
             for child in (sshd, other):
                 child.kill()
                 child.wait()
+
+
+class TestHibernation:
+    PAGE = os.sysconf("SC_PAGE_SIZE")
+
+    @pytest.fixture
+    def area(self, root: Path) -> Path:
+        """A device that the kernel would resume from, with an image behind its third page, in a swap file there."""
+        for name, text in (("resume", "254:16\n"), ("resume_offset", "3\n")):
+            (root / "sys/power").mkdir(parents=True, exist_ok=True)
+            (root / "sys/power" / name).write_text(text)
+        path = root / "dev/block/254:16"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(4 * self.PAGE - 20) + b"SWAPSPACE2S1SUSPEND\0" + b"image")
+        return path
+
+    def test_an_image_will_not_be_resumed(self, ctx: Make, area: Path) -> None:
+        assert Hibernation().reset(ctx()) == {"image": "will not be resumed"}
+        assert area.read_bytes() == bytes(4 * self.PAGE - 20) + b"SWAPSPACE2" * 2 + b"image"
+        assert Hibernation().reset(ctx()) == {"image": "none"}
+
+    def test_what_is_no_swap_area_is_not_written(self, ctx: Make, area: Path) -> None:
+        before = area.read_bytes().replace(b"SWAPSPACE2", b"0123456789")
+        area.write_bytes(before)
+        with pytest.raises(ValueError, match="no swap area"):
+            Hibernation().reset(ctx())
+        assert area.read_bytes() == before
+
+    def test_a_device_that_cannot_be_looked_at_is_not_passed_over(self, ctx: Make, area: Path) -> None:
+        area.unlink()
+        with pytest.raises(FileNotFoundError):
+            Hibernation().reset(ctx())
+
+    @pytest.mark.parametrize("device", ["0:0\n", None])
+    def test_a_kernel_that_resumes_from_nowhere(self, ctx: Make, root: Path, device: str | None) -> None:
+        if device:
+            (root / "sys/power").mkdir(parents=True)
+            (root / "sys/power/resume").write_text(device)
+        assert Hibernation().observe(ctx()) == (None, {})
+        assert Hibernation().reset(ctx()) == {}
+
+
+class TestSwap:
+    def test_uuid_and_label_are_observed(self, ctx: Make, root: Path) -> None:
+        header = "Filename\tType\tSize\tUsed\tPriority\n"
+        (root / "proc/swaps").write_text(header + "/dev/vdb1 partition 1 0 -2\n/swap file 1 0 -3\n")
+        (root / "dev").mkdir()
+        (root / "dev/vdb1").write_bytes(bytes(1036) + b"u" * 16 + b"label".ljust(16) + bytes(4096))
+        (root / "swap").write_bytes(bytes(1036) + b"v" * 16 + b"other".ljust(16) + bytes(4096))
+        observed, details = Swap().observe(ctx())
+        assert observed == b"u" * 16 + b"label".ljust(16) + b"\n" + b"v" * 16 + b"other".ljust(16)
+        assert details == {"areas": "/dev/vdb1 /swap"}
+
+    def test_without_any(self, ctx: Make, root: Path) -> None:
+        assert Swap().observe(ctx()) == (None, {})
+        (root / "proc/swaps").write_text("Filename\tType\tSize\tUsed\tPriority\n")
+        assert Swap().observe(ctx()) == (None, {})
+
+
+class TestHardware:
+    def test_dmi_uuid(self, ctx: Make, root: Path) -> None:
+        assert DmiUuid().observe(ctx()) == (None, {})
+        file = root / "sys/class/dmi/id/product_uuid"
+        file.parent.mkdir(parents=True)
+        file.write_text("f0c9a1ce-7d5e-4b9c-9f0e-0e3f7f9d2a11\n")
+        assert DmiUuid().observe(ctx()) == (
+            b"f0c9a1ce-7d5e-4b9c-9f0e-0e3f7f9d2a11",
+            {},
+        )  # root's alone: no details
+
+    def test_vsock_cid(self, ctx: Make, kernel: RecordingKernel) -> None:
+        assert VsockCid().observe(ctx()) == (None, {})
+        kernel.cid = 42
+        assert VsockCid().observe(ctx()) == (b"42", {"cid": "42"})
+
+    def test_the_real_call_is_accepted(self) -> None:
+        cid = Kernel().vsock_cid()
+        assert cid is None or 0 <= cid < 0xFFFFFFFF
 
 
 def test_clock_is_set_to_the_hosts_time(ctx: Make, kernel: RecordingKernel) -> None:

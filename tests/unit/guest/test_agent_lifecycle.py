@@ -34,7 +34,7 @@ def by_item(reports: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_reports_are_the_hosts_own_kind(host: Host, identity: dict[str, Any]) -> None:
     found = host.call("observe", key=KEY)["items"], host.call("identify", **identity)["items"]
-    for reports, count in zip(found, (11, 10), strict=True):  # `network` is only observed
+    for reports, count in zip(found, (15, 14), strict=True):  # `network` is only observed
         values = base.decode(json.dumps(reports).encode(), list[ItemReport], "reports")
         assert len(values) == count
 
@@ -78,6 +78,10 @@ def test_identify_makes_another_machine(
         "connections": "configured",
         "journal": "absent",
         "login_sessions": "configured",
+        "dmi_uuid": "absent",
+        "hibernation": "absent",
+        "swap": "absent",
+        "vsock_cid": "absent",
         "random_seed": "absent",
         "ssh_host_keys": "absent",
     }
@@ -163,6 +167,18 @@ def test_what_only_begins_is_said_to_be_pending(agent: Agent, host: Host, identi
     reports = by_item(host.call("identify", **identity)["items"])
     assert (reports["tardy"]["status"], reports["missing"]["status"]) == ("pending", "absent")
     assert reports["tardy"]["before"] and not reports["tardy"]["after"]
+
+
+def test_what_is_fixed_is_said_to_be_shared(
+    host: Host, root: Path, kernel: RecordingKernel, identity: dict[str, Any]
+) -> None:
+    kernel.cid = 3
+    for report in (
+        by_item(host.call("observe", key=KEY)["items"])["vsock_cid"],
+        by_item(host.call("identify", **identity)["items"])["vsock_cid"],
+    ):
+        assert (report["status"], report["required"], report["details"]) == ("shared", False, {"cid": "3"})
+        assert report["before"] == hmac.digest(bytes.fromhex(KEY), b"vsock_cid\0003", "sha256").hex()
 
 
 class Other:

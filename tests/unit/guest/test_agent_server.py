@@ -27,8 +27,8 @@ def test_ping(host: Host) -> None:
     told = host.call("ping")
     assert told["generation"] == {"counter": 0, "uuid": ""}
     assert told["items"] == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "journal", "login_sessions", "machine_id"),
-        *("network", "random_seed", "ssh_host_keys"),
+        *("rng", "hostname", "boot_id", "clock", "connections", "dmi_uuid", "hibernation", "journal"),
+        *("login_sessions", "machine_id", "network", "random_seed", "ssh_host_keys", "swap", "vsock_cid"),
     ]
     assert told["uptime_s"] > 0
 

@@ -54,6 +54,9 @@ class FakeKernel:
     def bind(self, file: str, target: str) -> None:
         raise OSError("a fake guest mounts nothing")  # and has nothing that would be bound over
 
+    def vsock_cid(self) -> int | None:
+        return None
+
     def hang_up(self, terminal: str) -> None:
         raise OSError("a fake guest has no terminal")  # and nobody logged in
 

@@ -60,6 +60,13 @@ class Item:
         """Touch now, while there is time, what reset() will need; called before a snapshot."""
 
 
+class Fixed(Item):
+    """One that nothing inside the guest can, or should, change: it is observed, and `shared` where it is there."""
+
+    required = False
+    resettable = False
+
+
 def load_items() -> list[Item]:
     """Return one of each item, in the order in which they are reset."""
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]

@@ -82,7 +82,7 @@ def _find_open(ctx: Context, pid: int) -> tuple[str, str]:
     """Return where journald has files open: the storage, and the name of its folder there."""
     folder = ctx.path(f"/proc/{pid}/fd")
     try:
-        for fd in os.listdir(folder):
+        for fd in reversed(os.listdir(folder)):  # its sockets come first, and each look costs
             file = os.readlink(f"{folder}/{fd}")
             for storage in _STORAGES:
                 if file.startswith(storage):

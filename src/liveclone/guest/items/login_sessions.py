@@ -42,11 +42,14 @@ class LoginSessions(Item):
     name = "login_sessions"
     configured = True
 
+    def __init__(self) -> None:
+        self._threads: frozenset[int] = frozenset()  # the kernel's own, at the last look
+
     def observe(self, ctx: Context) -> Observed:
         return b"", {}
 
     def reset(self, ctx: Context) -> Details:
-        keepers = find_keepers(ctx)
+        keepers = find_keepers(ctx, self._threads)
         for pid in keepers:
             terminal = _find_terminal(ctx, pid)
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
@@ -56,11 +59,17 @@ class LoginSessions(Item):
         _log_out(ctx, keepers)
         return {"killed": str(len(keepers))}
 
+    def warm(self, ctx: Context) -> None:
+        # Three of four entries of /proc. One that ends leaves its number unused for tens of thousands of new processes.
+        self._threads = frozenset(pid for pid in _find_numbers(ctx, "/proc") if _is_kernel_thread(ctx, pid))
 
-def find_keepers(ctx: Context) -> set[int]:
-    """Return the processes that logins stand on."""
+
+def find_keepers(ctx: Context, others: Container[int] = ()) -> set[int]:
+    """Return the processes that logins stand on; `others` are known to be none."""
     found = set()
     for pid in _find_numbers(ctx, "/proc"):
+        if pid in others:
+            continue
         name = _read(ctx, f"/proc/{pid}/comm").strip()
         if name in ("login", "sshd-session") or (name == "sshd" and _is_connection(ctx, pid)):
             found.add(pid)
@@ -70,6 +79,11 @@ def find_keepers(ctx: Context) -> set[int]:
         if told.get("CLASS") == "user" and told.get("LEADER", "").isdigit():
             found.add(int(told["LEADER"]))
     return found
+
+
+def _is_kernel_thread(ctx: Context, pid: int) -> bool:
+    """Tell by its parent, kthreadd: fields of proc_pid_stat(5) behind the name are state, parent."""
+    return _read(ctx, f"/proc/{pid}/stat").rpartition(")")[2].split()[1:2] == ["2"]
 
 
 def _is_connection(ctx: Context, pid: int) -> bool:

@@ -327,6 +327,7 @@ class TestLoginSessions:
             start("sshd-session", "sshd-session: root@pts/0"),
             start("sshd", "sshd: root@pts/1"),
             start("login", stdin="/dev/ttyS0"),
+            start("login", stdin="/dev/hvc0"),
         ]
         others = [
             start("sshd", "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups"),
@@ -335,10 +336,10 @@ class TestLoginSessions:
             start("bash", stdin="/dev/pts/0"),
             start("systemd-logind"),
         ]
-        assert LoginSessions().reset(ctx()) == {"killed": "4"}
-        assert [child.wait(5) for child in logins] == [-signal.SIGKILL] * 4
+        assert LoginSessions().reset(ctx()) == {"killed": "5"}
+        assert [child.wait(5) for child in logins] == [-signal.SIGKILL] * 5
         assert [child.poll() for child in others] == [None] * 5
-        assert kernel.hung_up == ["/dev/ttyS0"]
+        assert sorted(kernel.hung_up) == ["/dev/hvc0", "/dev/ttyS0"]
 
     def test_threads_of_the_kernel_are_looked_at_before_the_snapshot(
         self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from . import Details, Observed
 
 _SESSIONS = "/run/systemd/sessions"
+_CONSOLES = ("/dev/tty", "/dev/hvc", "/dev/console")
 _UTMP = "/run/utmp"
 _ENTRY = 384  # bytes of one entry, utmp(5)
 _HEAD = struct.Struct("=hxxi")  # type, process
@@ -50,12 +51,12 @@ class LoginSessions(Item):
 
     def reset(self, ctx: Context) -> Details:
         keepers = find_keepers(ctx, self._threads)
+        consoles = {_find_console(ctx, pid) for pid in keepers} - {""}
         for pid in keepers:
-            terminal = _find_terminal(ctx, pid)
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(pid, signal.SIGKILL)
-            if terminal:
-                ctx.kernel.hang_up(terminal)
+        for console in consoles:
+            ctx.kernel.hang_up(console)
         _log_out(ctx, keepers)
         return {"killed": str(len(keepers))}
 
@@ -92,13 +93,13 @@ def _is_connection(ctx: Context, pid: int) -> bool:
     return title.startswith("sshd: ") and "[listener]" not in title
 
 
-def _find_terminal(ctx: Context, pid: int) -> str:
-    """Return the console that a process has its input from; "" for none, or one that ends with the process (a pty)."""
+def _find_console(ctx: Context, pid: int) -> str:
+    """Return the terminal that a process has its input from; "" for none, or one that ends with the process (a pty)."""
     try:
         name = os.readlink(ctx.path(f"/proc/{pid}/fd/0"))
     except OSError:
         return ""
-    return name if name.startswith("/dev/tty") else ""
+    return name if name.startswith(_CONSOLES) else ""
 
 
 def _find_numbers(ctx: Context, folder: str) -> list[int]:

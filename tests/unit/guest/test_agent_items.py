@@ -356,16 +356,25 @@ class TestLoginSessions:
     def test_leaders_of_sessions_that_logind_knows(
         self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]
     ) -> None:
-        desktop, manager = start("gdm-session-wor"), start("systemd")
+        desktop, manager, other = start("gdm-session-wor"), start("systemd"), start("database")
         sessions = root / "run/systemd/sessions"
         sessions.mkdir(parents=True)
-        (sessions / "3").write_text(f"# private\nUID=0\nCLASS=user\nLEADER={desktop.pid}\n")
-        (sessions / "4").write_text(f"UID=0\nCLASS=manager\nLEADER={manager.pid}\n")
-        (sessions / "5").write_text("CLASS=user\nLEADER=4999999\n")  # has just ended
-        os.mkfifo(sessions / "3.ref")
-        assert LoginSessions().reset(ctx()) == {"killed": "2"}
+
+        def know(session: str, kind: str, leader: int, scope: str = "", cgroup: str = "") -> None:
+            (sessions / session).write_text(f"# private\nCLASS={kind}\nSCOPE={scope}\nLEADER={leader}\n")
+            if cgroup:
+                (root / f"proc/{leader}/cgroup").write_text(f"0::{cgroup}\n")
+
+        know("c3", "user", desktop.pid, "session-c3.scope", "/user.slice/user-7.slice/session-c3.scope")
+        know("4", "manager", manager.pid, "", "/user.slice/user-7.slice/user@7.service/init.scope")
+        know("5", "user", 4999999, "session-5.scope")  # has just ended
+        know(
+            "6", "user", other.pid, "session-6.scope", "/system.slice/database.service"
+        )  # another one's number now
+        os.mkfifo(sessions / "c3.ref")
+        assert LoginSessions().reset(ctx()) == {"killed": "1"}
         assert desktop.wait(5) == -signal.SIGKILL
-        assert manager.poll() is None
+        assert (manager.poll(), other.poll()) == (None, None)
 
     def test_utmp_tells_who_is_gone(
         self, ctx: Make, root: Path, start: Callable[..., subprocess.Popen[bytes]]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from . import Details, Observed
 
+_KEEPERS = ("login", "sshd-session", "sshd-auth")
 _SESSIONS = "/run/systemd/sessions"
 _CONSOLES = ("/dev/tty", "/dev/hvc", "/dev/console")
 _UTMP = "/run/utmp"
@@ -62,23 +63,33 @@ class LoginSessions(Item):
 
     def warm(self, ctx: Context) -> None:
         # Three of four entries of /proc. One that ends leaves its number unused for tens of thousands of new processes.
-        self._threads = frozenset(pid for pid in _find_numbers(ctx, "/proc") if _is_kernel_thread(ctx, pid))
+        self._threads = frozenset(pid for pid in _find_processes(ctx) if _is_kernel_thread(ctx, pid))
 
 
 def find_keepers(ctx: Context, others: Container[int] = ()) -> set[int]:
     """Return the processes that logins stand on; `others` are known to be none."""
     found = set()
-    for pid in _find_numbers(ctx, "/proc"):
+    for pid in _find_processes(ctx):
         if pid in others:
             continue
         name = _read(ctx, f"/proc/{pid}/comm").strip()
-        if name in ("login", "sshd-session") or (name == "sshd" and _is_connection(ctx, pid)):
+        if name in _KEEPERS or (name == "sshd" and _is_connection(ctx, pid)):
             found.add(pid)
-    for session in _find_numbers(ctx, _SESSIONS):
+    for session in _list(ctx, _SESSIONS):
+        if session.endswith(
+            ".ref"
+        ):  # a pipe; the others are texts (sd-login's own, and stable for ten years)
+            continue
         lines = _read(ctx, f"{_SESSIONS}/{session}").splitlines()
         told = dict(line.split("=", 1) for line in lines if "=" in line)
-        if told.get("CLASS") == "user" and told.get("LEADER", "").isdigit():
-            found.add(int(told["LEADER"]))
+        leader, scope = told.get("LEADER", ""), told.get("SCOPE", "")
+        # The number of a leader that is long gone may be another program's, which is not in its scope then.
+        if (
+            told.get("CLASS", "").startswith("user")
+            and scope
+            and scope in _read(ctx, f"/proc/{leader}/cgroup")
+        ):
+            found.add(int(leader))
     return found
 
 
@@ -102,9 +113,13 @@ def _find_console(ctx: Context, pid: int) -> str:
     return name if name.startswith(_CONSOLES) else ""
 
 
-def _find_numbers(ctx: Context, folder: str) -> list[int]:
+def _find_processes(ctx: Context) -> list[int]:
+    return [int(name) for name in _list(ctx, "/proc") if name.isdigit()]
+
+
+def _list(ctx: Context, folder: str) -> list[str]:
     try:
-        return [int(name) for name in os.listdir(ctx.path(folder)) if name.isdigit()]
+        return os.listdir(ctx.path(folder))
     except FileNotFoundError:
         return []
 

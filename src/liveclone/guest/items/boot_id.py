@@ -5,7 +5,7 @@ namespace of the system, which those that systemd gives its services follow: all
 written into the same file, in one write: nobody sees the kernel's id again, and mounts do not pile up.
 
 NOT HANDLED: an instance of procfs of its own (a container's) shows the kernel's id, the source's. Programs that asked
-before keep what they were told.
+before keep what they were told. Under SELinux a confined service may be refused our file, which has the label of /run.
 """
 
 from __future__ import annotations

@@ -226,10 +226,10 @@ def _reset(ctx: Context, item: Item) -> Report:
             after, details = item.observe(ctx)
             report["after"] = ctx.digest(item.name, after or b"")
             report["details"] = dict(details, **told)
-            if item.configured:
-                report["status"] = "configured"
-            elif before is None and after is None:
+            if before is None and after is None:
                 report["status"] = "absent"
+            elif item.configured or not (before or after):
+                report["status"] = "configured"
             else:
                 report["status"] = "kept" if before == after else "changed"
         except CannotChange as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from .files import find_text
 
@@ -81,4 +82,19 @@ def list_programs(root: str) -> list[Program]:
             continue
         if program and not program.is_kernel and program.pid != os.getpid():
             found.append(program)
+    return found
+
+
+def find_by_name(root: str, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Return number and name of each process with one of these names (comm, 15 characters)."""
+    proc = os.path.join(root, "proc")
+    found = []
+    for entry in os.listdir(proc):
+        if entry.isdigit():
+            try:
+                name = (find_text(f"{proc}/{entry}/comm") or "").rstrip("\n")
+            except OSError:  # it has just ended (ESRCH)
+                continue
+            if name in names:
+                found.append((int(entry), name))
     return found

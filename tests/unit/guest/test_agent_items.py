@@ -58,8 +58,8 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "clock", "connections", "machine_id"),
-        *("network", "random_seed", "ssh_host_keys"),
+        *("rng", "hostname", "clock", "connections", "dhcp", "machine_id"),
+        *("network", "random_seed", "ssh_host_keys", "network_programs"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
     assert [item.name for item in load_items() if not item.required] == ["network"]

@@ -7,6 +7,7 @@ listing the package, which works in a folder and in a zipapp alike.
     (the generation file)
     order 10    hostname: quick, and later items name it
     order 20    the rest, side by side: what waits for a child process on a thread of its own
+    order 30    what reads at its start what the others have made
 """
 
 from __future__ import annotations

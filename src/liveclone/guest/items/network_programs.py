@@ -1,0 +1,43 @@
+"""Programs that hold the network's old identity in memory: leases, DUIDs, the key of stable addresses, ids of connections.
+
+They have read these once, and the machine-id too (systemd-networkd and NetworkManager derive their DUIDs from it), so files
+that are new do not reach them. They are ended at once, before the clone gets a card; systemd starts those anew that are
+services (Restart=on-failure). A clone has no card yet, so nothing is lost with them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from ..context import Context
+from ..programs import find_by_name
+from . import Item
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import Details, Observed
+
+# As /proc/PID/comm has them: 15 characters.
+_NAMES = ("NetworkManager", "systemd-network", "dhclient", "dhcpcd", "dhcp6c")
+
+
+class NetworkPrograms(Item):
+    name = "network_programs"
+    order = 30  # the files that they read at their start are new
+    configured = True
+
+    def observe(self, ctx: Context) -> Observed:
+        return b"", {}
+
+    def reset(self, ctx: Context) -> Details:
+        found = find_by_name(ctx.root, _NAMES)
+        for pid, _ in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has just ended
+        return {"ended": " ".join(sorted({name for _, name in found}))} if found else {}
+
+
+ITEM = NetworkPrograms

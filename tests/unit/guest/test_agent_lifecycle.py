@@ -78,6 +78,7 @@ def test_identify_makes_another_machine(
         "clock": "configured",
         "connections": "configured",
         "dhcp": "absent",
+        "ipv6_secrets": "absent",
         "network_programs": "configured",
         "random_seed": "absent",
         "ssh_host_keys": "absent",

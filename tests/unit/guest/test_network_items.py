@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,31 @@ from liveclone.guest import lifecycle
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item
 from liveclone.guest.items.dhcp import Dhcp
+from liveclone.guest.items.ipv6_secrets import Ipv6Secrets
 from liveclone.guest.items.network_programs import NetworkPrograms
 from liveclone.guest.request import Request
 
 from .conftest import KEY, RecordingKernel
 
 Write = Callable[..., Path]
+
+SOURCE = Path(__file__).parents[3] / "src"
+REAL = """
+import os, sys
+from liveclone.guest.context import Context
+from liveclone.guest.items.ipv6_secrets import Ipv6Secrets
+from liveclone.guest.kernel import Kernel
+from liveclone.guest.request import Request
+
+assert os.readlink("/proc/self/ns/net") != os.readlink(f"/proc/{os.getppid()}/ns/net"), "not in a namespace of its own"
+root, secret = sys.argv[1:]
+ctx = Context(root, Kernel(), Request("x", "identify", {}, 10, lambda reply: None), b"")
+print(Ipv6Secrets().observe(ctx)[0])
+open("/proc/sys/net/ipv6/conf/default/stable_secret", "w").write(secret)
+print(Ipv6Secrets().observe(ctx)[0].decode())
+Ipv6Secrets().reset(ctx)
+print(Ipv6Secrets().observe(ctx)[0].decode())
+"""
 
 
 @pytest.fixture
@@ -106,6 +127,74 @@ class TestDhcp:
         before = sorted(root.rglob("*"))
         assert reset(Dhcp(), ctx)["status"] == "absent"
         assert sorted(root.rglob("*")) == before
+
+
+class TestIpv6Secrets:
+    CONF = "/proc/sys/net/ipv6/conf"
+    OLD = "2001:0db8:0000:0000:0000:0000:0000:0001"
+
+    def test_the_kernels_and_the_lines_that_set_them_at_boot(self, ctx: Context, write: Write) -> None:
+        default = write(f"{self.CONF}/default/stable_secret", self.OLD + "\n")
+        write(f"{self.CONF}/lo/mtu", "65536\n")
+        sysctl = write(
+            "/etc/sysctl.d/60-ipv6.conf",
+            "# net.ipv6.conf.default.stable_secret = kept\n"
+            f"net.ipv6.conf.default.stable_secret = {self.OLD}\n"
+            f"-net/ipv6/conf/eth0.7/stable_secret={self.OLD}\n"
+            "net.ipv4.ip_forward = 1\n",
+        )
+        other = write("/etc/sysctl.conf", "vm.swappiness = 1\n")
+        report = reset(Ipv6Secrets(), ctx)
+        assert report["status"] == "changed"
+        lines = sysctl.read_text().splitlines()
+        kernels, card = default.read_text().strip(), lines[2].partition("=")[2]
+        for secret in (kernels, card):
+            assert socket.inet_pton(socket.AF_INET6, secret) != socket.inet_pton(socket.AF_INET6, self.OLD)
+        assert kernels != card
+        assert lines == [
+            "# net.ipv6.conf.default.stable_secret = kept",
+            f"net.ipv6.conf.default.stable_secret = {kernels}",
+            f"-net/ipv6/conf/eth0.7/stable_secret={card}",
+            "net.ipv4.ip_forward = 1",
+        ]
+        assert str(other) not in ctx.touched
+
+    @pytest.mark.parametrize("old", [bytes(range(128, 160)), b"nm-v2:" + b"A" * 44 + b"\n"])
+    def test_networkmanagers_key(self, ctx: Context, root: Path, old: bytes) -> None:
+        path = root / "var/lib/NetworkManager/secret_key"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(old)
+        path.chmod(0o600)
+        assert reset(Ipv6Secrets(), ctx)["status"] == "changed"
+        assert re.fullmatch(r"nm-v2:[A-Za-z0-9+/]{43}=\n", path.read_text())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_dhcpcds(self, ctx: Context, write: Write) -> None:
+        path = write("/var/lib/dhcpcd/secret", ":".join(["5b"] * 64) + "\n")
+        assert reset(Ipv6Secrets(), ctx)["status"] == "changed"
+        assert re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){63}\n", path.read_text())
+
+    def test_a_guest_without_any(self, ctx: Context, root: Path, write: Write) -> None:
+        write("/etc/sysctl.d/10.conf", "net.ipv6.conf.all.forwarding = 0\n")
+        assert reset(Ipv6Secrets(), ctx)["status"] == "absent"
+        assert ctx.touched == []
+
+    def test_the_real_kernel(self, root: Path, needs_root: None) -> None:
+        """In a network namespace of its own, whose part of /proc is seen through a link."""
+        (root / "proc").rmdir()
+        (root / "proc").symlink_to("/proc")
+        done = subprocess.run(
+            ["unshare", "--net", sys.executable, "-c", REAL, str(root), self.OLD],
+            env={"PYTHONPATH": str(SOURCE)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        unset, old, new = done.stdout.split()
+        assert (unset, old) == ("None", self.OLD)
+        assert re.fullmatch(r"[0-9a-f]{4}(:[0-9a-f]{4}){7}", new) and new != old
 
 
 class TestNetworkPrograms:

@@ -85,16 +85,17 @@ def list_programs(root: str) -> list[Program]:
     return found
 
 
-def find_by_name(root: str, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Return number and name of each process with one of these names (comm, 15 characters)."""
+def signal_by_name(root: str, names: Sequence[str], number: int) -> list[str]:
+    """Send signal `number` to all processes with one of these names (comm, 15 characters); return the names there were."""
     proc = os.path.join(root, "proc")
-    found = []
+    found = set()
     for entry in os.listdir(proc):
         if entry.isdigit():
             try:
                 name = (find_text(f"{proc}/{entry}/comm") or "").rstrip("\n")
-            except OSError:  # it has just ended (ESRCH)
+                if name in names:
+                    found.add(name)
+                    os.kill(int(entry), number)
+            except (ProcessLookupError, FileNotFoundError):  # it has just ended
                 continue
-            if name in names:
-                found.append((int(entry), name))
-    return found
+    return sorted(found)

@@ -59,7 +59,7 @@ def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
         *("rng", "hostname", "clock", "connections", "dhcp"),
-        *("ipv6_secrets", "machine_id"),
+        *("interface_names", "ipv6_secrets", "machine_id"),
         *("network", "random_seed", "ssh_host_keys", "network_programs"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]

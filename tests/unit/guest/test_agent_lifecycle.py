@@ -78,6 +78,7 @@ def test_identify_makes_another_machine(
         "clock": "configured",
         "connections": "configured",
         "dhcp": "absent",
+        "interface_names": "absent",
         "ipv6_secrets": "absent",
         "network_programs": "configured",
         "random_seed": "absent",

@@ -19,11 +19,12 @@ from liveclone.guest import lifecycle
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item
 from liveclone.guest.items.dhcp import Dhcp
+from liveclone.guest.items.interface_names import InterfaceNames
 from liveclone.guest.items.ipv6_secrets import Ipv6Secrets
 from liveclone.guest.items.network_programs import NetworkPrograms
 from liveclone.guest.request import Request
 
-from .conftest import KEY, RecordingKernel
+from .conftest import KEY, Host, RecordingKernel
 
 Write = Callable[..., Path]
 
@@ -31,6 +32,7 @@ SOURCE = Path(__file__).parents[3] / "src"
 REAL = """
 import os, sys
 from liveclone.guest.context import Context
+from liveclone.guest.items.interface_names import InterfaceNames
 from liveclone.guest.items.ipv6_secrets import Ipv6Secrets
 from liveclone.guest.kernel import Kernel
 from liveclone.guest.request import Request
@@ -195,6 +197,166 @@ class TestIpv6Secrets:
         unset, old, new = done.stdout.split()
         assert (unset, old) == ("None", self.OLD)
         assert re.fullmatch(r"[0-9a-f]{4}(:[0-9a-f]{4}){7}", new) and new != old
+
+
+class TestInterfaceNames:
+    MAC, OTHER = "52:54:00:aa:bb:cc", "52:54:00:00:00:01"
+    UUID = "0b1f2e3d-1111-4222-8333-444455556666"
+
+    @pytest.fixture
+    def item(self, ctx: Context, kernel: RecordingKernel) -> InterfaceNames:
+        """Return the item as it is in a clone: it saw a card before the snapshot, and there is none now."""
+        item = InterfaceNames()
+        kernel.cards = [("eth0", self.MAC, [])]
+        item.warm(ctx)
+        kernel.cards = []
+        return item
+
+    @pytest.mark.parametrize(
+        ("name", "before", "after"),
+        [
+            (
+                "/etc/udev/rules.d/70-persistent-net.rules",
+                '# eth0\nATTR{address}=="52:54:00:AA:BB:CC", NAME="eth0"\nATTR{address}=="52:54:00:00:00:01", NAME="x"\n',
+                '# eth0\nATTR{address}=="52:54:00:00:00:01", NAME="x"\n',
+            ),
+            (
+                "/etc/systemd/network/10-lan.link",
+                "[Match]\nMACAddress=52:54:00:aa:bb:cc\n[Link]\nName=lan\n",
+                None,
+            ),
+            (
+                "/etc/systemd/network/10-lan.link",
+                "[Match]\nPermanentMACAddress=52-54-00-aa-bb-cc 52:54:00:00:00:01\n[Link]\nName=lan\n",
+                None,
+            ),
+            (
+                "/etc/systemd/network/10-lan.link",
+                "[Match]\nDriver=virtio_net\n[Link]\nMACAddress=52:54:00:aa:bb:cc\nName=lan\n",
+                "[Match]\nDriver=virtio_net\n[Link]\nName=lan\n",
+            ),
+            (
+                "/etc/systemd/network/20.network",
+                "[Match]\nName=eth0\n[Link]\nMACAddress = 52:54:00:aa:bb:cc\n[Network]\nDHCP=yes\n",
+                "[Match]\nName=eth0\n[Link]\n[Network]\nDHCP=yes\n",
+            ),
+            (
+                "/etc/NetworkManager/system-connections/lan.nmconnection",
+                "[ethernet]\ncloned-mac-address=52:54:00:AA:BB:CC\nmtu=1400\n",
+                "[ethernet]\nmtu=1400\n",
+            ),
+            (
+                "/etc/sysconfig/network-scripts/ifcfg-eth0",
+                "MACADDR=52:54:00:aa:bb:cc\nBOOTPROTO=dhcp\n",
+                "BOOTPROTO=dhcp\n",
+            ),
+            (
+                "/etc/network/interfaces",
+                "iface eth0 inet dhcp\n    hwaddress ether 52:54:00:aa:bb:cc\n",
+                "iface eth0 inet dhcp\n",
+            ),
+            (
+                "/etc/network/interfaces.d/eth0",
+                "iface eth0 inet dhcp\n\thwaddress 52:54:00:aa:bb:cc\n",
+                "iface eth0 inet dhcp\n",
+            ),
+            (
+                "/etc/netplan/50.yaml",
+                "network:\n  ethernets:\n    a:\n      dhcp4: true\n      macaddress: 52:54:00:aa:bb:cc\n",
+                "network:\n  ethernets:\n    a:\n      dhcp4: true\n",
+            ),
+        ],
+    )
+    def test_what_names_or_gives_the_sources_mac_goes(
+        self, ctx: Context, write: Write, item: Item, name: str, before: str, after: str | None
+    ) -> None:
+        path = write(name, before)
+        assert reset(item, ctx)["status"] == "configured"
+        assert (path.read_text() if path.exists() else None) == after
+        assert reset(item, ctx)["status"] == "absent"
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            (
+                "/etc/systemd/network/20.network",
+                "[Match]\nMACAddress=52:54:00:aa:bb:cc\n[Network]\nDHCP=yes\n",
+            ),
+            ("/etc/NetworkManager/system-connections/lan", "[ethernet]\nmac-address=52:54:00:AA:BB:CC\n"),
+            ("/etc/sysconfig/network-scripts/ifcfg-eth0", "HWADDR=52:54:00:aa:bb:cc\nIPADDR=10.0.0.1\n"),
+            (
+                "/etc/netplan/50-cloud-init.yaml",
+                'network:\n  ethernets:\n    e:\n      match:\n        macaddress: "52:54:00:aa:bb:cc"\n',
+            ),
+        ],
+    )
+    def test_what_is_for_the_sources_card_alone_stays_and_is_told(
+        self, ctx: Context, write: Write, item: Item, name: str, text: str
+    ) -> None:
+        path = write(name, text)
+        write("/etc/NetworkManager/system-connections/other", "[ethernet]\nmac-address=52:54:00:00:00:01\n")
+        assert reset(item, ctx)["details"] == {"kept": name}
+        assert path.read_text() == text
+
+    def test_connections_get_new_uuids_wherever_they_are_named(
+        self, ctx: Context, write: Write, item: Item
+    ) -> None:
+        folder = "/etc/NetworkManager/system-connections"
+        bond = write(f"{folder}/bond.nmconnection", f"[connection]\nid=bond\nuuid={self.UUID}\n", 0o600)
+        port = write(
+            f"{folder}/port.nmconnection",
+            f"[connection]\nuuid=99999999-1111-4222-8333-444455556666\nmaster={self.UUID}\n",
+            0o600,
+        )
+        old = write(
+            "/etc/sysconfig/network-scripts/ifcfg-old",
+            f'UUID="{self.UUID.replace("0b", "0c")}"\nONBOOT=yes\n',
+        )
+        report = reset(item, ctx)
+        assert report["status"] == "changed"
+        found = re.search(
+            r"uuid=([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})\n", bond.read_text()
+        )
+        assert found and found[1] != self.UUID
+        assert port.read_text().endswith(f"master={found[1]}\n")
+        assert "99999999" not in port.read_text()
+        assert stat.S_IMODE(port.stat().st_mode) == 0o600
+        assert "0c1f2e3d" not in old.read_text() and old.read_text().endswith('"\nONBOOT=yes\n')
+
+    def test_macs_that_the_host_gave_count_too(self, ctx: Context, write: Write) -> None:
+        write("/var/lib/liveclone/network.json", f'[{{"mac": "{self.MAC.upper()}"}}]\n')
+        rules = write("/etc/udev/rules.d/70-persistent-net.rules", f'ATTR{{address}}=="{self.MAC}"\n')
+        reset(InterfaceNames(), ctx)
+        assert rules.read_text() == ""
+
+    def test_udev_is_told(self, ctx: Context, write: Write, item: Item) -> None:
+        udevd = subprocess.Popen(["sleep", "60"])
+        try:
+            write(f"/proc/{udevd.pid}/comm", "systemd-udevd\n")
+            write("/etc/network/interfaces", f"hwaddress {self.MAC}\n")
+            reset(item, ctx)
+            assert udevd.poll() is None
+            write("/etc/udev/rules.d/70-persistent-net.rules", f'ATTR{{address}}=="{self.MAC}"\n')
+            reset(item, ctx)
+            assert udevd.wait(5) == -signal.SIGHUP
+        finally:
+            udevd.kill()
+            udevd.wait()
+
+    def test_a_guest_without_any(self, ctx: Context, root: Path, item: Item, write: Write) -> None:
+        write("/etc/network/interfaces", "iface eth0 inet dhcp\n")
+        assert reset(item, ctx)["status"] == "absent"
+        assert ctx.touched == []
+
+    def test_the_agent_notes_the_macs_before_the_snapshot(
+        self, host: Host, root: Path, kernel: RecordingKernel, write: Write, identity: dict[str, Any]
+    ) -> None:
+        kernel.cards = [("eth0", self.MAC, [])]
+        rules = write("/etc/udev/rules.d/70-persistent-net.rules", f'ATTR{{address}}=="{self.MAC}"\n')
+        host.call("prepare", key=KEY, snapshot="s1")
+        kernel.cards = []
+        host.call("identify", **identity)
+        assert rules.read_text() == ""
 
 
 class TestNetworkPrograms:

@@ -7,11 +7,10 @@ services (Restart=on-failure). A clone has no card yet, so nothing is lost with 
 
 from __future__ import annotations
 
-import os
 import signal
 
 from ..context import Context
-from ..programs import find_by_name
+from ..programs import signal_by_name
 from . import Item
 
 TYPE_CHECKING = False
@@ -31,13 +30,8 @@ class NetworkPrograms(Item):
         return b"", {}
 
     def reset(self, ctx: Context) -> Details:
-        found = find_by_name(ctx.root, _NAMES)
-        for pid, _ in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has just ended
-        return {"ended": " ".join(sorted({name for _, name in found}))} if found else {}
+        ended = signal_by_name(ctx.root, _NAMES, signal.SIGKILL)
+        return {"ended": " ".join(ended)} if ended else {}
 
 
 ITEM = NetworkPrograms

@@ -35,6 +35,7 @@ class RecordingKernel(Kernel):
         self.seeds: list[bytes] = []
         self.cards: list[tuple[str, str, list[str]]] = []
         self.clock_was_set_to: int | None = None
+        self.forgot_tracked = 0
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
 
     def hostname(self) -> str:
@@ -54,6 +55,9 @@ class RecordingKernel(Kernel):
 
     def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
         return self.ended
+
+    def forget_tracked(self) -> None:
+        self.forgot_tracked += 1
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         return self.cards

@@ -58,12 +58,12 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "clock", "connections", "dhcp"),
+        *("rng", "hostname", "clock", "connections", "conntrack", "dhcp"),
         *("interface_names", "ipv6_secrets", "machine_id"),
         *("network", "random_seed", "ssh_host_keys", "network_programs"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
-    assert [item.name for item in load_items() if not item.required] == ["network"]
+    assert [item.name for item in load_items() if not item.required] == ["conntrack", "network"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 64, 65, 200])

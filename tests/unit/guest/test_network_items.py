@@ -18,6 +18,7 @@ import pytest
 from liveclone.guest import lifecycle
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item
+from liveclone.guest.items.conntrack import Conntrack
 from liveclone.guest.items.dhcp import Dhcp
 from liveclone.guest.items.interface_names import InterfaceNames
 from liveclone.guest.items.ipv6_secrets import Ipv6Secrets
@@ -47,6 +48,42 @@ Ipv6Secrets().reset(ctx)
 print(Ipv6Secrets().observe(ctx)[0].decode())
 """
 
+TRACKED = """
+import errno, os, socket, struct, sys
+from liveclone.guest import netlink
+from liveclone.guest.kernel import Kernel
+
+assert os.readlink("/proc/self/ns/net") != os.readlink(f"/proc/{os.getppid()}/ns/net"), "not in a namespace of its own"
+
+
+def attribute(kind, *parts):
+    data = b"".join(parts)
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def ends(kind, source, target):  # CTA_TUPLE_*: the addresses, and UDP from port 9 to port 9
+    addresses = attribute(1, socket.inet_aton(source)), attribute(2, socket.inet_aton(target))
+    port = struct.pack(">H", 9)
+    protocol = attribute(1, bytes([17])), attribute(2, port), attribute(3, port)
+    return attribute(0x8000 | kind, attribute(0x8001, *addresses), attribute(0x8002, *protocol))
+
+
+def count():
+    return int(open("/proc/sys/net/netfilter/nf_conntrack_count").read())
+
+
+there, back = ends(1, "10.0.0.1", "10.0.0.2"), ends(2, "10.0.0.2", "10.0.0.1")
+body = bytes([socket.AF_INET, 0, 0, 0]) + there + back + attribute(7, struct.pack(">I", 600))
+with netlink.Netlink(netlink.NETFILTER) as filters:
+    told = filters.carry_out([(0x100, 0x600, body)])[0]  # IPCTNL_MSG_CT_NEW, create, exclusive
+    if told in (errno.EINVAL, errno.EPROTONOSUPPORT):
+        sys.exit(77)
+    netlink.raise_for(told, "an entry")
+assert count() == 1
+Kernel().forget_tracked()
+assert count() == 0
+"""
+
 
 @pytest.fixture
 def ctx(root: Path, kernel: RecordingKernel) -> Context:
@@ -68,6 +105,18 @@ def write(root: Path) -> Write:
         return path
 
     return write
+
+
+def run_in_namespace(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in a new network namespace."""
+    return subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", script, *args],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def reset(item: Item, ctx: Context) -> dict[str, Any]:
@@ -185,14 +234,7 @@ class TestIpv6Secrets:
         """In a network namespace of its own, whose part of /proc is seen through a link."""
         (root / "proc").rmdir()
         (root / "proc").symlink_to("/proc")
-        done = subprocess.run(
-            ["unshare", "--net", sys.executable, "-c", REAL, str(root), self.OLD],
-            env={"PYTHONPATH": str(SOURCE)},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        done = run_in_namespace(REAL, str(root), self.OLD)
         assert done.returncode == 0, done.stderr
         unset, old, new = done.stdout.split()
         assert (unset, old) == ("None", self.OLD)
@@ -357,6 +399,34 @@ class TestInterfaceNames:
         kernel.cards = []
         host.call("identify", **identity)
         assert rules.read_text() == ""
+
+
+class TestConntrack:
+    COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
+
+    def test_entries_are_dropped(self, ctx: Context, write: Write, kernel: RecordingKernel) -> None:
+        write(self.COUNT, "3\n")
+        report = reset(Conntrack(), ctx)
+        assert (report["status"], report["details"]) == ("configured", {"dropped": "3"})
+        assert kernel.forgot_tracked == 1
+
+    @pytest.mark.parametrize(("count", "status"), [("0\n", "configured"), (None, "absent")])
+    def test_without_entries_the_kernel_is_not_asked(
+        self, ctx: Context, write: Write, kernel: RecordingKernel, count: str | None, status: str
+    ) -> None:
+        if count is not None:
+            write(self.COUNT, count)
+        assert reset(Conntrack(), ctx)["status"] == status
+        assert kernel.forgot_tracked == 0
+
+    def test_the_real_kernel(self, needs_root: None) -> None:
+        """In a network namespace of its own, with an entry made by hand."""
+        if not Path(self.COUNT).exists():
+            pytest.skip("this kernel does not track connections")
+        done = run_in_namespace(TRACKED)
+        if done.returncode == 77:
+            pytest.skip("nf_conntrack_netlink is missing")
+        assert done.returncode == 0, done.stderr
 
 
 class TestNetworkPrograms:

@@ -51,6 +51,9 @@ class FakeKernel:
     def end_connections(self) -> tuple[int, list[tuple[str, int]]]:
         return 0, []  # this guest has no network of its own
 
+    def forget_tracked(self) -> None:
+        pass
+
     def draw(self, count: int) -> bytes:
         with self._lock:
             drawn = hashlib.shake_256(self._pool + b"draw").digest(count)

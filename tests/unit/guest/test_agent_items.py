@@ -58,7 +58,7 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "clock", "connections", "conntrack", "dhcp"),
+        *("rng", "hostname", "clock", "cloud_init", "connections", "conntrack", "dhcp"),
         *("interface_names", "ipv6_secrets", "machine_id"),
         *("network", "random_seed", "ssh_host_keys", "network_programs"),
     ]

@@ -77,6 +77,7 @@ def test_identify_makes_another_machine(
         "machine_id": "changed",
         "clock": "configured",
         "connections": "configured",
+        "cloud_init": "absent",
         "conntrack": "absent",
         "dhcp": "absent",
         "interface_names": "absent",

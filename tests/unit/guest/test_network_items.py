@@ -18,6 +18,7 @@ import pytest
 from liveclone.guest import lifecycle
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item
+from liveclone.guest.items.cloud_init import CloudInit
 from liveclone.guest.items.conntrack import Conntrack
 from liveclone.guest.items.dhcp import Dhcp
 from liveclone.guest.items.interface_names import InterfaceNames
@@ -427,6 +428,68 @@ class TestConntrack:
         if done.returncode == 77:
             pytest.skip("nf_conntrack_netlink is missing")
         assert done.returncode == 0, done.stderr
+
+
+class TestCloudInit:
+    OLD = "i-0123abcd"
+
+    @pytest.fixture
+    def cloud(self, root: Path, write: Write) -> Path:
+        """Return cloud-init's folder after a boot of an instance with the id OLD."""
+        cloud = root / "var/lib/cloud"
+        write("/var/lib/cloud/data/instance-id", self.OLD + "\n")
+        write(f"/var/lib/cloud/instances/{self.OLD}/sem/config_ssh", "done\n")
+        write(f"/var/lib/cloud/instances/{self.OLD}/obj.pkl", "the source's metadata")
+        write(f"/var/lib/cloud/instances/{self.OLD}/datasource", "DataSourceConfigDrive [net,ver=2]\n")
+        # Relative: the absolute one of a real guest would lead out of this folder.
+        (cloud / "instance").symlink_to(f"instances/{self.OLD}")
+        return cloud
+
+    @pytest.mark.parametrize(
+        "meta_data",
+        [
+            "instance-id: i-0123abcd\nlocal-hostname: source\nother: i-9\n",
+            '{"instance-id": "i-0123abcd", "local-hostname": "source", "other": "i-9"}\n',
+        ],
+    )
+    def test_a_seed_on_the_disk_gets_a_new_id(
+        self, ctx: Context, cloud: Path, write: Write, meta_data: str
+    ) -> None:
+        seed = write("/var/lib/cloud/seed/nocloud/meta-data", meta_data, 0o600)
+        data = write("/run/cloud-init/instance-data.json", '{"instance_id": "i-0123abcd"}\n', 0o640)
+        report = reset(CloudInit(), ctx)
+        assert report["status"] == "changed"
+        new = (cloud / "data/instance-id").read_text().strip()
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", new)
+        assert seed.read_text() == meta_data.replace(self.OLD, new).replace("source", "clone-1")
+        assert stat.S_IMODE(seed.stat().st_mode) == 0o600
+        assert (cloud / "instance").readlink() == Path(f"/var/lib/cloud/instances/{new}")
+        assert [path.name for path in (cloud / "instances").iterdir()] == [new]
+        assert (cloud / f"instances/{new}/sem/config_ssh").read_text() == "done\n"
+        assert not (cloud / f"instances/{new}/obj.pkl").exists()
+        assert data.read_text() == f'{{"instance_id": "{new}"}}\n'
+        assert not [
+            path for path in cloud.rglob("*") if self.OLD in path.name or path.name.endswith(".liveclone")
+        ]
+
+    @pytest.mark.parametrize("seed", [None, "instance-id: another\n"])
+    def test_an_id_from_outside_stays(
+        self, ctx: Context, cloud: Path, write: Write, seed: str | None
+    ) -> None:
+        if seed is not None:
+            write("/var/lib/cloud/seed/nocloud-net/meta-data", seed)
+        report = reset(CloudInit(), ctx)
+        assert report["status"] == "configured"
+        assert report["details"] == {"given_by": "DataSourceConfigDrive [net,ver=2]"}
+        assert (cloud / "data/instance-id").read_text() == self.OLD + "\n"
+        assert ctx.touched == []
+
+    @pytest.mark.parametrize("text", [None, "", "iid-datasource-none\n"])
+    def test_a_guest_without_one(self, ctx: Context, write: Write, text: str | None) -> None:
+        if text is not None:
+            write("/var/lib/cloud/data/instance-id", text)
+        assert reset(CloudInit(), ctx)["status"] == "absent"
+        assert ctx.touched == []
 
 
 class TestNetworkPrograms:

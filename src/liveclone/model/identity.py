@@ -21,9 +21,7 @@ class ItemStatus(enum.Enum):
     ABSENT = "absent"  # this guest has no such thing
     SHARED = "shared"  # it exists and cannot be changed here
     FAILED = "failed"
-    CONFIGURED = (
-        "configured"  # nothing to compare: set to what the host asked for (the clock), or taken away (leases)
-    )
+    CONFIGURED = "configured"  # nothing to compare: set as the host asked (the clock), or taken away (leases)
 
 
 class Generation(Value, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ A server's own leases (dhcpd.leases) are its data and stay. What running clients
 network_programs.
 
 NOT HANDLED: ids that a configuration gives (DUIDRawData=, DUIDType=uuid, dhcp-client-id=, send dhcp-client-identifier). They
-are somebody's choice, and stay (docs/hazards.md).
+are somebody's choice, and stay; the scan's check fixed-addresses tells of them.
 """
 
 from __future__ import annotations

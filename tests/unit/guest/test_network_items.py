@@ -250,7 +250,11 @@ class TestInterfaceNames:
     def item(self, ctx: Context, kernel: RecordingKernel) -> InterfaceNames:
         """Return the item as it is in a clone: it saw a card before the snapshot, and there is none now."""
         item = InterfaceNames()
-        kernel.cards = [("eth0", self.MAC, [])]
+        kernel.cards = [
+            ("eth0", self.MAC, []),
+            ("sit0", "00:00:00:00", []),
+            ("tun0", "00:00:00:00:00:00", []),
+        ]
         item.warm(ctx)
         kernel.cards = []
         return item
@@ -260,8 +264,8 @@ class TestInterfaceNames:
         [
             (
                 "/etc/udev/rules.d/70-persistent-net.rules",
-                '# eth0\nATTR{address}=="52:54:00:AA:BB:CC", NAME="eth0"\nATTR{address}=="52:54:00:00:00:01", NAME="x"\n',
-                '# eth0\nATTR{address}=="52:54:00:00:00:01", NAME="x"\n',
+                '# eth0\nATTR{address}=="52:54:00:AA:BB:CC", NAME="eth0"\nATTR{address}=="52:00:00:00:00:01", NAME="x"\n',
+                '# eth0\nATTR{address}=="52:00:00:00:00:01", NAME="x"\n',
             ),
             (
                 "/etc/systemd/network/10-lan.link",

@@ -78,7 +78,8 @@ class InterfaceNames(Item):
         return {"kept": " ".join(kept)} if kept else {}
 
     def warm(self, ctx: Context) -> None:
-        self._macs = {mac for _, mac, _ in ctx.kernel.interfaces()}
+        # A tunnel has an address of another length, or nothing but noughts: part of many a MAC.
+        self._macs = {mac for _, mac, _ in ctx.kernel.interfaces() if len(mac) == 17 and mac.strip("0:")}
 
     def _find_macs(self, ctx: Context) -> set[str]:
         try:

@@ -222,6 +222,9 @@ def _reset(ctx: Context, item: Item) -> Report:
                 report["status"] = "absent" if before is None else "present"
                 report["details"] = details
                 return report
+            if before is None and item.only_renews:
+                report["status"], report["details"] = "absent", details
+                return report
             told = item.reset(ctx)
             after, details = item.observe(ctx)
             report["after"] = ctx.digest(item.name, after or b"")

@@ -34,7 +34,7 @@ class Item:
     order: ClassVar[int] = 20
     slow: ClassVar[bool] = False  # waits for a child process: reset on a thread of its own
     configured: ClassVar[bool] = False  # set to what the host asked for; has no value of its own to compare
-
+    only_renews: ClassVar[bool] = False  # where observe() finds nothing, reset() need not be asked
     resettable: ClassVar[bool] = True  # False: it is only observed here
 
     def observe(self, ctx: Context) -> Observed:

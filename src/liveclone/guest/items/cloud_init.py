@@ -37,6 +37,7 @@ _SEEDS_NAME = re.compile(_FIELD.format("local-hostname"))
 
 class CloudInit(Item):
     name = "cloud_init"
+    only_renews = True
 
     def observe(self, ctx: Context) -> Observed:
         old = _find_id(ctx)

@@ -21,6 +21,7 @@ _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 
 class Conntrack(Item):
     name = "conntrack"
+    only_renews = True
     required = False  # an entry is nobody's identity, and a kernel may come without nf_conntrack_netlink
     configured = True
 

@@ -37,6 +37,7 @@ _DUID_UUID = b"\0\4"  # RFC 6355
 
 class Dhcp(Item):
     name = "dhcp"
+    only_renews = True
 
     def observe(self, ctx: Context) -> Observed:
         duids = [text for _, text in _find_duids(ctx)]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from . import Details, Observed
 
     Text = str | None  # None: no such file
+    Drop = Callable[[str, set[str]], Text]
 
 _NICS = "/var/lib/liveclone/network.json"  # what `network` was asked for last
 _GIVES = ("macaddress", "cloned-mac-address", "macaddr", "hwaddress", "hwaddress ether")
@@ -42,16 +43,19 @@ _CONNECTIONS = (
 
 class InterfaceNames(Item):
     name = "interface_names"
+    only_renews = True
 
     def __init__(self) -> None:
         self._macs: set[str] = set()
 
     def observe(self, ctx: Context) -> Observed:
-        found = self._plan(ctx)
+        found, macs = self._plan(ctx), self._find_macs(ctx)
         uuids = sorted({uuid for name, text, _ in found for uuid in _find_uuids(name, text)})
+        kept = [name for name, _, after in found if after is not None and _names_one(after, macs)]
+        details = {"kept": " ".join(kept)} if kept else {}
         if not uuids and all(text == after for _, text, after in found):
-            return None, {}
-        return "\n".join(uuids).encode(), {}
+            return None, details
+        return "\n".join(uuids).encode(), details
 
     def reset(self, ctx: Context) -> Details:
         found = self._plan(ctx)
@@ -60,8 +64,6 @@ class InterfaceNames(Item):
             for name, text, _ in found
             for uuid in _find_uuids(name, text)
         }
-        macs = self._find_macs(ctx)
-        kept = []
         for name, text, after in found:
             if after is not None and _is_connection(name):
                 for old, new in fresh.items():
@@ -70,12 +72,10 @@ class InterfaceNames(Item):
                 ctx.remove(name)
             elif after != text:
                 ctx.rewrite(name, after)
-            if after is not None and _names_one(after, macs):
-                kept.append(name)
         if any(text != after and _is_for_udev(name) for name, text, after in found):
             # It looks for new rules every three seconds at the most, and the next card comes sooner.
             signal_by_name(ctx.root, ("systemd-udevd",), signal.SIGHUP)
-        return {"kept": " ".join(kept)} if kept else {}
+        return {}
 
     def warm(self, ctx: Context) -> None:
         # A tunnel has an address of another length, or nothing but noughts: part of many a MAC.
@@ -92,24 +92,14 @@ class InterfaceNames(Item):
         """Return name, text and future text of all files that may name a MAC or a connection's uuid."""
         macs = self._find_macs(ctx)
         found: list[tuple[str, str, Text]] = []
-
-        def look(folder: str, start: str, end: str, after: Callable[[str, set[str]], Text]) -> None:
+        for folder, start, drops in _FILES:
             for name in ctx.names(folder):
-                if name.startswith(start) and name.endswith(end):
-                    text = files.find_text(ctx.path(f"{folder}/{name}"))
-                    if text is not None:
-                        found.append((f"{folder}/{name}", text, after(text, macs)))
-
-        look("/etc/udev/rules.d", "", "persistent-net.rules", _drop_rules)
-        for folder in ("/etc/systemd/network", "/run/systemd/network"):
-            look(folder, "", ".link", lambda text, macs: _drop_given(text, macs, rule=True))
-            look(folder, "", ".network", _drop_given)
-            look(folder, "", ".netdev", _drop_given)
-        for folder, start in _CONNECTIONS:
-            look(folder, start, "", _drop_given)
-        look("/etc/network", "interfaces", "interfaces", _drop_given)
-        look("/etc/network/interfaces.d", "", "", _drop_given)
-        look("/etc/netplan", "", ".yaml", _drop_given_in_yaml)
+                drop = next((drop for end, drop in drops.items() if name.endswith(end)), None)
+                text = (
+                    files.find_text(ctx.path(f"{folder}/{name}")) if drop and name.startswith(start) else None
+                )
+                if drop and text is not None:
+                    found.append((f"{folder}/{name}", text, drop(text, macs)))
         return found
 
 
@@ -134,8 +124,16 @@ def _drop_rules(text: str, macs: set[str]) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not _names_one(line, macs))
 
 
-def _drop_given(text: str, macs: set[str], *, rule: bool = False) -> Text:
-    """Return a text without the lines that give a card one of the MACs; None for a `rule` that is made for such a card."""
+def _drop_rule(text: str, macs: set[str]) -> Text:
+    """Return None for a rule that names such a card; else as _drop_given."""
+    for section in re.split(r"(?m)^(?=[ \t]*\[)", text):
+        if section.strip().lower().startswith("[match]") and _names_one(section, macs):
+            return None
+    return _drop_given(text, macs)
+
+
+def _drop_given(text: str, macs: set[str]) -> str:
+    """Return a text without the lines that give a card one of the MACs."""
     if not _names_one(text, macs):
         return text
     kept = []
@@ -143,11 +141,8 @@ def _drop_given(text: str, macs: set[str], *, rule: bool = False) -> Text:
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("["):
             section = line.strip().lower()
-        names = _names_one(line, macs)
-        if names and rule and section == "[match]":
-            return None
         key = " ".join(re.split(r"[=\s]+", line.strip().lower())[:-1])
-        if not (names and section != "[match]" and key in _GIVES):
+        if section == "[match]" or key not in _GIVES or not _names_one(line, macs):
             kept.append(line)
     return "".join(kept)
 
@@ -166,5 +161,18 @@ def _drop_given_in_yaml(text: str, macs: set[str]) -> str:
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
+
+_SYSTEMD: dict[str, Drop] = {".link": _drop_rule, ".network": _drop_given, ".netdev": _drop_given}
+_GIVEN: dict[str, Drop] = {"": _drop_given}
+# Folder, how names begin, and by how they end: what is left of the file's text.
+_FILES: tuple[tuple[str, str, dict[str, Drop]], ...] = (
+    ("/etc/udev/rules.d", "", {"persistent-net.rules": _drop_rules}),
+    ("/etc/systemd/network", "", _SYSTEMD),
+    ("/run/systemd/network", "", _SYSTEMD),
+    *((folder, start, _GIVEN) for folder, start in _CONNECTIONS),
+    ("/etc/network", "interfaces", {"interfaces": _drop_given}),
+    ("/etc/network/interfaces.d", "", _GIVEN),
+    ("/etc/netplan", "", {".yaml": _drop_given_in_yaml}),
+)
 
 ITEM = InterfaceNames

@@ -32,6 +32,7 @@ _DHCPCD = "/var/lib/dhcpcd/secret"
 
 class Ipv6Secrets(Item):
     name = "ipv6_secrets"
+    only_renews = True
 
     def observe(self, ctx: Context) -> Observed:
         secrets = [text.strip() for _, text in _find_in_kernel(ctx)]

@@ -515,5 +515,17 @@ class TestNetworkPrograms:
                 child.kill()
                 child.wait()
 
+    def test_what_was_something_else_before_the_snapshot_is_passed_over(
+        self, ctx: Context, write: Write
+    ) -> None:
+        item = NetworkPrograms()
+        write("/proc/4194304/comm", "bash\n")
+        write("/proc/4194305/comm", "dhclient\n")
+        item.warm(ctx)
+        write("/proc/4194306/comm", "NetworkManager\n")
+        assert reset(item, ctx)["details"] == {"ended": "NetworkManager dhclient"}
+        write("/proc/4194304/comm", "dhcpcd\n")
+        assert reset(item, ctx)["details"] == {"ended": "NetworkManager dhclient"}, "it is known"
+
     def test_a_guest_without_any(self, ctx: Context) -> None:
         assert reset(NetworkPrograms(), ctx)["details"] == {}

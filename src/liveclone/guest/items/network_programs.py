@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 
 from ..context import Context
-from ..programs import signal_by_name
+from ..programs import find_others, signal_by_name
 from . import Item
 
 TYPE_CHECKING = False
@@ -26,12 +26,18 @@ class NetworkPrograms(Item):
     order = 30  # the files that they read at their start are new
     configured = True
 
+    def __init__(self) -> None:
+        self._others: set[int] = set()  # processes that were something else before the snapshot
+
     def observe(self, ctx: Context) -> Observed:
         return b"", {}
 
     def reset(self, ctx: Context) -> Details:
-        ended = signal_by_name(ctx.root, _NAMES, signal.SIGKILL)
+        ended = signal_by_name(ctx.root, _NAMES, signal.SIGKILL, self._others)
         return {"ended": " ".join(ended)} if ended else {}
+
+    def warm(self, ctx: Context) -> None:
+        self._others = find_others(ctx.root, _NAMES)
 
 
 ITEM = NetworkPrograms

@@ -14,6 +14,7 @@ from liveclone.engine import identify, run
 from liveclone.errors import GuestError, Refused, TimedOut
 from liveclone.guest.items import load_items
 from liveclone.host import links, netns
+from liveclone.model.identity import ItemStatus
 from liveclone.model.machine import Machine
 from liveclone.model.snapshot import Snapshot
 from tests.machines import PATIENCE_S, Lab, Operation, check_clear
@@ -48,6 +49,7 @@ ETH_P_ALL, SOL_PACKET, ADD_MEMBERSHIP, PROMISCUOUS = 3, 263, 1, 1
 
 # An agent in which things go wrong as the name asks for that it is given: fail-rng, lie-all.
 SPOILT = (
+    ("lifecycle", "if before is None and item.only_renews:", "if False:"),
     (
         "lifecycle",
         RESET,
@@ -306,16 +308,21 @@ def test_no_item_can_fail_lie_or_hang_unnoticed(
         assert opened == [], "no tap was ever made"
         known = {lab.ctx.network_spec().mac, *(nic.mac for m in lab.ctx.machines.list() for nic in m.nics)}
         assert senders <= known
-        good = lab.clone(taken, names=["good"])
+        (result,) = lab.results(taken, names=["good"])
+        good, evidence = result.machine, result.evidence
+        assert good is not None
+        assert evidence is not None
         assert opened == [good.id]
         assert good.nics[0].mac in read_senders(wire), "a clone that is verified is heard"
 
     failed, lied = (seen_of(result) for result in (failing, lying))
+    changed = {report.item for report in evidence.items if report.status is ItemStatus.CHANGED}
+    assert changed >= {"rng", "hostname", "machine_id", "boot_id", "random_seed", "ssh_host_keys"}
     for item in required:
         assert f"{item.name}: its reset failed: RuntimeError: no luck" in failed
-        # What is only configured has no value to lie about; of these the host sees the clock (docs/hazards.md).
+        # What has no value cannot be lied about so; of what is only configured the host sees the clock (docs/hazards.md).
         found = item.name in [finding.partition(":")[0] for finding in lied.split("; ")]
-        assert found is (not item.configured or item.name == "clock"), item.name
+        assert found is (item.name in changed or item.name == "clock"), item.name
     for item, result in zip(required, hanging, strict=True):
         assert isinstance(result.error, TimedOut) and result.error.code == "agent-deadline", item.name
         assert f"item {item.name} still ran" in result.error.seen

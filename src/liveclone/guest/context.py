@@ -43,6 +43,26 @@ class Context:
         files.replace_file(path, text, mode)
         self.touched.append(path)
 
+    def rewrite(self, name: str, text: str) -> None:
+        """Give the guest's file `name`, which is there, a new content; its owner and mode stay."""
+        path = self.path(name)
+        had = os.stat(path)
+        self.replace(name, text, had.st_mode & 0o7777)
+        os.chown(path, had.st_uid, had.st_gid)
+
+    def remove(self, name: str) -> None:
+        """Remove the guest's file `name`."""
+        path = self.path(name)
+        files.remove(path)
+        self.touched.append(path)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in the guest's `folder`, sorted; none where it is not there."""
+        try:
+            return sorted(os.listdir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def digest(self, item: str, value: bytes) -> str:
         """Return the keyed digest of an item's value; "" for an item that has nothing to compare."""
         if not value:

@@ -52,6 +52,14 @@ def replace_file(path: str, text: str, mode: int = 0o644) -> None:
             os.close(fd)
 
 
+def replace_link(path: str, target: str) -> None:
+    """Let the symbolic link `path` lead to `target`; a reader sees the old one or the new."""
+    temporary = f"{path}.liveclone"
+    remove(temporary)  # of an agent that died here
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+
+
 def _write(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:

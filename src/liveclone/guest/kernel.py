@@ -97,6 +97,13 @@ class Kernel:
         with contextlib.suppress(OSError):
             self.bind("", "")
 
+    def forget_tracked(self) -> None:
+        """Drop every entry of the connection tracking. Raises OSError (EINVAL without nf_conntrack_netlink)."""
+        with netlink.Netlink(netlink.NETFILTER) as filters:
+            netlink.raise_for(
+                filters.carry_out([netlink.FORGET_TRACKED])[0], "dropping the entries of conntrack"
+            )
+
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         """Return name, MAC and IPv4 addresses of every network card, without the loopback."""
         with netlink.Route() as route:

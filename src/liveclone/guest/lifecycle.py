@@ -222,6 +222,9 @@ def _reset(ctx: Context, item: Item) -> Report:
             if not item.resettable:
                 report["status"], report["details"] = _status_unchanged(item, before), details
                 return report
+            if before is None and item.only_renews:
+                report["status"], report["details"] = "absent", details
+                return report
             told = item.reset(ctx)
             if item.pending and before is not None:
                 report["status"], report["details"] = "pending", dict(details, **told)
@@ -231,7 +234,7 @@ def _reset(ctx: Context, item: Item) -> Report:
             report["details"] = dict(details, **told)
             if before is None and after is None:
                 report["status"] = "absent"
-            elif item.configured:
+            elif item.configured or not (before or after):
                 report["status"] = "configured"
             else:
                 report["status"] = "kept" if before == after else "changed"

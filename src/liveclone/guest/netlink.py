@@ -34,6 +34,9 @@ _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst, src, tos, table, protocol, scope, type, flags
 _ATTRIBUTE = struct.Struct("=HH")
+NETFILTER = 12  # a protocol, linux/netlink.h; Python's socket does not have it
+# IPCTNL_MSG_CT_DELETE of NFNL_SUBSYS_CTNETLINK; a struct nfgenmsg of any family, no tuple: all (nfnetlink.h).
+FORGET_TRACKED = (0x102, 0, bytes(4))
 _RECEIVE_BYTES = 64 * 1024  # the kernel fills at most 32 KiB a time
 
 

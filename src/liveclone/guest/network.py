@@ -82,7 +82,7 @@ class Network:
                 request.later.append(_announce(links[nic.mac], nic))
                 if nic.gateway:
                     metric += _SECOND_METRIC
-            self._write_resolv_conf(nics)
+            self._write_resolv_conf(_list_servers(nics))
             after = {link.index: link for link in route.links()}
             addresses = route.addresses()
         interfaces = []
@@ -115,6 +115,12 @@ class Network:
     def _file(self) -> str:
         return os.path.join(self._root, "var/lib/liveclone/network.json")
 
+    def _find_last_servers(self) -> list[str]:
+        try:
+            return _list_servers([Nic(nic) for nic in json.loads(files.find_text(self._file) or "[]")])
+        except (KeyError, TypeError, ValueError, OSError):
+            return []
+
     def _remember(self, nics: list[Any]) -> None:
         text = json.dumps(nics) + "\n"
         try:
@@ -124,18 +130,26 @@ class Network:
         except OSError as error:
             log(f"{self._file}: {error}")
 
-    def _write_resolv_conf(self, nics: list[Nic]) -> None:
-        servers = list(dict.fromkeys(server for nic in nics for server in nic.dns))
+    def _write_resolv_conf(self, servers: list[str]) -> None:
+        """Name these servers; without any, take back what was written for the cards before (a source's, in a clone)."""
         path = os.path.join(self._root, "etc/resolv.conf")
-        if not servers or os.path.islink(path):  # a link leads to systemd-resolved's or resolvconf's own
+        if os.path.islink(path):  # it leads to systemd-resolved's or resolvconf's own
             return
-        text = "".join(f"nameserver {server}\n" for server in servers)
-        if files.find_text(path) == text:
+        text, before = _render_resolv_conf(servers), files.find_text(path)
+        if before == text or not (servers or before == _render_resolv_conf(self._find_last_servers())):
             return
         try:
             files.replace_file(path, text)
         except OSError as error:
             log(f"{path} stays as it is: {error}")
+
+
+def _list_servers(nics: list[Nic]) -> list[str]:
+    return list(dict.fromkeys(server for nic in nics for server in nic.dns))
+
+
+def _render_resolv_conf(servers: list[str]) -> str:
+    return "".join(f"nameserver {server}\n" for server in servers)
 
 
 def _wait_for_links(route: Route, macs: list[str], wait_s: float) -> dict[str, Link]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container, Iterator, Sequence
 
 from .files import find_text
 
@@ -82,3 +83,34 @@ def list_programs(root: str) -> list[Program]:
         if program and not program.is_kernel and program.pid != os.getpid():
             found.append(program)
     return found
+
+
+def signal_by_name(root: str, names: Sequence[str], number: int, known: Container[int] = ()) -> list[str]:
+    """Send a signal to all processes with one of these names (comm, 15 characters); return the names that there were.
+
+    Those `known` to have others are passed over: under emulation looking at all costs 15 ms.
+    """
+    found = set()
+    for pid, name in _list_names(root, known):
+        if name in names:
+            found.add(name)
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # it has just ended
+    return sorted(found)
+
+
+def find_others(root: str, names: Sequence[str]) -> set[int]:
+    """Return the processes that have none of these names."""
+    return {pid for pid, name in _list_names(root) if name not in names}
+
+
+def _list_names(root: str, known: Container[int] = ()) -> Iterator[tuple[int, str]]:
+    proc = os.path.join(root, "proc")
+    for entry in os.listdir(proc):
+        if entry.isdigit() and int(entry) not in known:
+            try:
+                yield int(entry), (find_text(f"{proc}/{entry}/comm") or "").rstrip("\n")
+            except ProcessLookupError:  # it has just ended
+                continue

@@ -22,7 +22,7 @@ class ItemStatus(enum.Enum):
     ABSENT = "absent"  # this guest has no such thing
     SHARED = "shared"  # it exists and cannot be changed here
     FAILED = "failed"
-    CONFIGURED = "configured"  # not a secret of its own: set to what the host asked for (the clock)
+    CONFIGURED = "configured"  # nothing to compare: set as the host asked (the clock), or taken away (leases)
 
 
 class Generation(Value, frozen=True, kw_only=True):

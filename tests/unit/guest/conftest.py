@@ -38,6 +38,7 @@ class RecordingKernel(Kernel):
         self.cid: int | None = None
         self.bound: list[str] = []
         self.hung_up: list[str] = []
+        self.forgot_tracked = 0
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
 
     def hostname(self) -> str:
@@ -71,6 +72,9 @@ class RecordingKernel(Kernel):
 
     def warm_bind(self) -> None:
         pass
+
+    def forget_tracked(self) -> None:
+        self.forgot_tracked += 1
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         return self.cards

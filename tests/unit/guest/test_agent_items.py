@@ -69,12 +69,23 @@ def value(item: Item, ctx: Context) -> bytes:
 def test_items_are_found_in_order() -> None:
     names = [item.name for item in load_items()]
     assert names == [
-        *("rng", "hostname", "boot_id", "clock", "connections", "dmi_uuid", "hibernation", "journal"),
-        *("login_sessions", "machine_id", "network", "random_seed", "ssh_host_keys", "swap", "vsock_cid"),
+        *(
+            "rng",
+            "hostname",
+            "boot_id",
+            "clock",
+            "cloud_init",
+            "connections",
+            "conntrack",
+            "dhcp",
+            "dmi_uuid",
+        ),
+        *("hibernation", "interface_names", "ipv6_secrets", "journal", "login_sessions", "machine_id"),
+        *("network", "random_seed", "ssh_host_keys", "swap", "vsock_cid", "network_programs"),
     ]
     assert [item.name for item in load_items() if item.for_source] == ["rng", "clock"]
     assert [item.name for item in load_items() if not item.required] == [
-        *("dmi_uuid", "journal", "network", "swap", "vsock_cid")
+        *("conntrack", "dmi_uuid", "journal", "network", "swap", "vsock_cid")
     ]
 
 

@@ -224,6 +224,50 @@ def test_resolv_conf(root: Path, etc: Path, managed: bool) -> None:
     assert path.read_text() == expected
 
 
+def test_the_resolver_of_another_network_goes(root: Path, etc: Path) -> None:
+    """A clone on a network without one has its source's on file."""
+
+    def act() -> None:
+        plug()
+        configure(root, nic(dns="10.0.2.3"))
+        configure(root, nic(dns=""))
+
+    in_namespace(act)
+    assert (etc / "resolv.conf").read_text() == ""
+
+
+def test_a_resolver_that_somebody_else_gave_stays(root: Path, etc: Path) -> None:
+    def act() -> None:
+        plug()
+        configure(root, nic(dns="10.0.2.3"))
+        (etc / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+        configure(root, nic(dns=""))
+
+    in_namespace(act)
+    assert (etc / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+
+
+def test_nothing_is_left_of_a_card_that_has_gone(root: Path) -> None:
+    """Routes and neighbours, those set by hand too, go with it: a clone whose source lost its card has none of them."""
+
+    def act() -> tuple[str, str, str]:
+        plug()
+        configure(root, nic())
+        ip("route", "add", "192.0.2.0/24", "via", "10.213.0.9")
+        ip("-6", "address", "add", "fd00::7/64", "dev", "eth0", "nodad")
+        ip("-6", "route", "add", "default", "via", "fd00::1")
+        for neighbour in ("10.213.0.1", "fd00::1"):
+            ip("neighbour", "add", neighbour, "lladdr", PEER, "dev", "eth0", "nud", "permanent")
+        assert "10.213.0.1" in ip("neighbour") and "fd00::1" in ip("neighbour")
+        ip("link", "delete", "eth0")
+        return ip("neighbour"), ip("route", "show", "table", "all"), ip("-6", "route", "show", "table", "all")
+
+    neighbours, routes, routes6 = in_namespace(act)
+    assert neighbours == ""
+    assert "eth0" not in routes + routes6
+    assert "via" not in routes + routes6
+
+
 @pytest.mark.parametrize(
     "args",
     [{"mac": MAC}, {"address": "10.0.0.1/24"}, nic(address="10.0.0.1/33"), nic(address="nonsense"), "x", 7],

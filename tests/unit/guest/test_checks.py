@@ -22,7 +22,7 @@ from liveclone.guest.scan import scan
 from .conftest import Host
 
 NAMES = [
-    *("connections", "containers", "enrolments", "environments", "generators"),
+    *("connections", "containers", "enrolments", "environments", "fixed-addresses", "generators"),
     *("jobs", "key-agents", "mounts", "secret-files"),
 ]
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -331,3 +331,38 @@ def test_what_has_ended_meanwhile_is_empty(root: Path, start: Start) -> None:
     shutil.rmtree(root / "proc/5")
     assert isinstance(found, Program)
     assert (found.libraries(), found.environment(), found.sockets()) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "given"),
+    [
+        ("/etc/systemd/network/a.network", "[Network]\nAddress = 10.1.2.3/24\nDNS=10.1.2.1\n", ["10.1.2.3/24"]),
+        ("/etc/systemd/networkd.conf", "[DHCPv4]\nDUIDRawData=00:00:ab:11\n", ["00:00:ab:11"]),
+        (
+            "/etc/NetworkManager/system-connections/lan.nmconnection",
+            "[ipv4]\naddress1=10.1.2.3/24,10.1.2.1\ndhcp-client-id=01:02:03:04\ndhcp-duid=stable\n",
+            ["10.1.2.3/24", "01:02:03:04"],
+        ),
+        ("/etc/sysconfig/network-scripts/ifcfg-eth0", 'IPADDR="10.1.2.3"\nPREFIX=24\n', ["10.1.2.3"]),
+        (
+            "/etc/network/interfaces",
+            "iface lo inet loopback\n  address 127.0.0.1\niface eth0 inet static\n\taddress\t10.1.2.3/24\n",
+            ["10.1.2.3/24"],
+        ),
+        (
+            "/etc/netplan/a.yaml",
+            "e:\n  addresses: [10.1.2.3/24]\n  routes:\n  - to: 10.9.0.0/16\n    via: 10.1.2.1\n",
+            ["10.1.2.3/24"],
+        ),
+        ("/etc/dhcp/dhclient.conf", "# send dhcp-client-identifier no;\nsend dhcp-client-identifier 1:2;\n", ["1:2"]),
+        ("/etc/dhcpcd.conf", "duid\nclientid\ninterface eth0\nstatic ip_address=10.1.2.3/24\n", ["10.1.2.3/24"]),
+        ("/etc/systemd/network/b.network", "[Match]\nMACAddress=52:54:00:aa:bb:cc\n[Network]\nAddress=10.1.2.3/8\n", []),
+        ("/etc/netplan/b.yaml", "match:\n  macaddress: 52:54:00:aa:bb:cc\naddresses:\n- 10.1.2.3/24\n", []),
+        ("/etc/network/interfaces.d/eth0", "iface eth0 inet dhcp\n", []),
+    ],
+)  # fmt: skip
+def test_fixed_addresses(root: Path, look: Look, path: str, text: str, given: list[str]) -> None:
+    write(root, path, text)
+    found = look()
+    assert [one["seen"].split(": ")[1] for one in found] == given
+    assert facts(found) == ({("fixed-addresses", path, "accept")} if given else set())

@@ -50,6 +50,7 @@ class Agent:
         self.guest.kernel.interfaces = self._interfaces
         for item in agent.lifecycle.items:
             item.reset = self._faults.spoil(item.name, item.reset)
+            item.only_renews = item.only_renews and not self._faults.spoils(item.name)
         calls = {
             name: call for name, call in agent.calls.items() if name.startswith("exec_") or name in _SAFE
         }

@@ -45,6 +45,10 @@ class Faults:
     def has(self, kind: str, what: str) -> bool:
         return (kind, what) in self._has
 
+    def spoils(self, item: str) -> bool:
+        """Tell whether the reset of an item goes wrong, which it does even where the guest has no such thing."""
+        return any(self.has(kind, item) for kind in ("fail", "stall", "lie"))
+
     def spoil(self, item: str, reset: Callable[[Any], dict[str, str]]) -> Callable[[Any], dict[str, str]]:
         """Return the reset of an item with its faults worked in."""
 

@@ -63,6 +63,9 @@ class FakeKernel:
     def warm_bind(self) -> None:
         pass
 
+    def forget_tracked(self) -> None:
+        pass
+
     def draw(self, count: int) -> bytes:
         with self._lock:
             drawn = hashlib.shake_256(self._pool + b"draw").digest(count)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 # Pattern -> what it is, what to do in a clone
 FILES = {
     "/etc/krb5.keytab": ("a Kerberos keytab", "join the realm anew (realm join, kadmin ktadd)"),
+    "/etc/ipa/default.conf": (
+        "a member of an IPA domain",
+        "ipa-client-install --uninstall before, join in the clone",
+    ),
     "/var/lib/sss/secrets": ("SSSD's secrets of a domain", "leave the domain before, join it in the clone"),
     "/var/lib/samba/private/secrets.tdb": (
         "a machine account in a Windows domain",

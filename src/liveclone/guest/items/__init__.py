@@ -7,6 +7,7 @@ listing the package, which works in a folder and in a zipapp alike.
     (the generation file)
     order 10    hostname: quick, and later items name it
     order 20    the rest, side by side: what waits for a child process on a thread of its own
+    order 30    what reads at its start what the others have made
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Item:
     order: ClassVar[int] = 20
     slow: ClassVar[bool] = False  # waits for a child process: reset on a thread of its own
     configured: ClassVar[bool] = False  # set to what the host asked for; has no value of its own to compare
-
+    only_renews: ClassVar[bool] = False  # where observe() finds nothing, reset() need not be asked
     resettable: ClassVar[bool] = True  # False: it is only observed here
     pending: ClassVar[bool] = (
         False  # reset() only begins it: done once the machine has its network, seen by later observing

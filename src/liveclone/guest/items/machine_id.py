@@ -47,6 +47,12 @@ def render_machine_id(random: bytes) -> str:
     return digits.hex()
 
 
+def render_uuid(random: bytes) -> str:
+    """Return 16 random bytes as a version 4 UUID with its hyphens."""
+    digits = render_machine_id(random)
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def _find_own_dbus(ctx: Context) -> str | None:
     path = ctx.path(_DBUS)
     return None if os.path.islink(path) else files.find_text(path)

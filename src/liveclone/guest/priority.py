@@ -14,6 +14,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, sched.h
 _FLAGS, _THREADS, _POLICY = 6, 17, 38  # fields of proc_pid_stat(5) behind the name
 # Its workers are its children and live for seconds; whatever else is begun meanwhile must not inherit the last place.
@@ -80,7 +84,7 @@ class Others:
 
     def __init__(self, root: str) -> None:
         self._proc = os.path.join(root, "proc")
-        self._threads: list[tuple[int, str]] = []  # number, and name of its process
+        self._threads: list[tuple[int, int, str]] = []  # number, number and name of its process
         self._waiting: list[int] = []
 
     def look(self) -> None:
@@ -91,7 +95,7 @@ class Others:
             processes = []
         self._threads = [thread for name in processes for thread in self._find_threads(name)]
 
-    def _find_threads(self, pid: str) -> list[tuple[int, str]]:
+    def _find_threads(self, pid: str) -> list[tuple[int, int, str]]:
         try:
             with open(f"{self._proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
                 name, _, rest = file.read().rpartition(")")
@@ -102,12 +106,12 @@ class Others:
             threads = os.listdir(f"{self._proc}/{pid}/task") if fields[_THREADS] != "1" else [pid]
         except (OSError, ValueError, IndexError):  # it has just ended
             return []
-        return [(int(thread), name.partition("(")[2]) for thread in threads]
+        return [(int(thread), int(pid), name.partition("(")[2]) for thread in threads]
 
-    def put_last(self, *, housekeeping: bool = False) -> None:
-        """Let all of them wait, or only the `housekeeping` of the system."""
-        for thread, name in self._threads:
-            if housekeeping and name not in HOUSEKEEPING:
+    def put_last(self, *, housekeeping: bool = False, but: Container[int] = ()) -> None:
+        """Let all of them wait, or only the `housekeeping` of the system; `but` holds processes that shall not."""
+        for thread, pid, name in self._threads:
+            if pid in but or (housekeeping and name not in HOUSEKEEPING):
                 continue
             policy = os.SCHED_IDLE if name == _WITH_CHILDREN else os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
             try:

@@ -36,10 +36,10 @@ GENERATION = "/run/liveclone/generation"
 _LOOK_AGAIN_S = 0.5  # while no agent listens; nothing in the standard library waits for a file
 
 
-def generation() -> str:
+def generation(path: str = GENERATION) -> str:
     """Return the UUID of the machine's generation, "" when it has none: another one means another machine."""
     try:
-        with open(GENERATION, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return str(json.load(file)["uuid"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -50,6 +50,11 @@ class Agent:
         self.guest.kernel.interfaces = self._interfaces
         for item in agent.lifecycle.items:
             item.reset = self._faults.spoil(item.name, item.reset)
+        agent.subscribers.open()
+        for name in self._faults.all("app"):
+            from . import application  # most machines have none, and starting one has to be quick
+
+            application.start(name, self.guest.root, self._faults)
         calls = {
             name: call for name, call in agent.calls.items() if name.startswith("exec_") or name in _SAFE
         }

@@ -151,7 +151,6 @@ class Lifecycle:
     def _find_busy(self) -> set[int]:
         """Return the processes that have to do something before a clone is ready."""
         starts_services = restart.find_units(self._root) or find_hooks(self._root, "cloned")
-        # What a process forks while it is last stays last for ever (SCHED_RESET_ON_FORK leaves SCHED_IDLE as it is).
         return self._subscribers.pids() | ({_INIT} if starts_services else set())
 
     def _reset(self, ctx: Context, items: list[Item], event: str) -> dict[str, Any]:

@@ -153,6 +153,7 @@ class Other:
         entry = root / "proc" / str(pid)
         entry.mkdir(parents=True)
         shutil.copy(f"/proc/{pid}/stat", entry / "stat")
+        (entry / "task" / str(pid)).mkdir(parents=True)
 
     def waits(self) -> bool:
         return os.sched_getscheduler(self.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_IDLE
@@ -191,6 +192,27 @@ def test_other_programs_go_on_when_a_clone_cannot_become_itself(
     with pytest.raises(Refusal):
         host.call("identify", **identity)
     assert not other.waits()
+
+
+def test_what_other_programs_begin_meanwhile_does_not_stay_last(
+    agent: Agent, host: Host, root: Path, identity: dict[str, Any], other: Other
+) -> None:
+    """A child inherits the last place, and a service that was restarted must not keep it."""
+    with subprocess.Popen(["sleep", "600"]) as background, subprocess.Popen(["sleep", "600"]) as restarted:
+        os.sched_setscheduler(background.pid, os.SCHED_IDLE, os.sched_param(0))
+        Other(root, background.pid)  # it has chosen to be last
+        host.call("prepare", key=KEY)
+        host.call("identify", **identity)
+        late = Other(root, restarted.pid)
+        os.sched_setscheduler(restarted.pid, os.SCHED_IDLE, os.sched_param(0))
+        agent.lifecycle.settled.set()
+        end = time.monotonic() + 5
+        while other.waits() or late.waits():  # the kernel tells nobody of a new policy
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert os.sched_getscheduler(background.pid) == os.SCHED_IDLE
+        background.kill()
+        restarted.kill()
 
 
 @pytest.mark.parametrize("resumes", [True, False])

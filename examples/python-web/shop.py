@@ -16,9 +16,11 @@ import os
 import random
 import threading
 import time
+from pathlib import Path
 
 import liveclone_app
 
+BUSY = Path("/run/shop.busy")  # an order is being booked
 PORT = int(os.environ.get("SHOP_PORT", "8090"))
 
 
@@ -53,7 +55,7 @@ class Shop:
         """Take part: called in a thread; whoever waits for this machine waits for our return."""
         if event.kind == "cloned":
             self.renew()
-        elif event.kind == "prepare" and os.path.exists("/run/shop.busy"):
+        elif event.kind == "prepare" and BUSY.exists():
             raise RuntimeError("an order is being booked")  # the snapshot is called off, and says why
 
 

@@ -176,9 +176,10 @@ def test_silence_at_prepare_calls_it_off(host: Host, join: Join) -> None:
     app.acknowledge("resumed")
     with pytest.raises(Refusal, match=r"silent .* did not acknowledge"):
         host.answer(asked)
-    app.say(id=late["id"], error="too late, and counts for nothing")
     asked = host.send("prepare", key=KEY)
-    app.acknowledge("prepare")
+    message = app.take("prepare")
+    app.say(id=late["id"], error="too late, and counts for nothing")
+    app.say(id=message["id"], ok=True)
     assert host.answer(asked)["applications"][0]["error"] == ""
 
 

@@ -138,7 +138,7 @@ class Lifecycle:
                 return dict(self._last["result"])
             self.settled.clear()
             if call == "identify":
-                self._others.put_last(but=self._find_busy())
+                self._others.put_last(but=self._find_busy(request))
                 self._on_identify()
             try:
                 result = self._reset(ctx, items, event)
@@ -148,10 +148,14 @@ class Lifecycle:
             self._last = {"asked": asked, "result": result}
             return result
 
-    def _find_busy(self) -> set[int]:
+    def _find_busy(self, request: Request) -> set[int]:
         """Return the processes that have to do something before a clone is ready."""
-        starts_services = restart.find_units(self._root) or find_hooks(self._root, "cloned")
-        return self._subscribers.pids() | ({_INIT} if starts_services else set())
+        is_programmed = (
+            restart.find_units(self._root)
+            or find_hooks(self._root, "cloned")
+            or request.args.get("user_data")
+        )
+        return self._subscribers.pids() | ({_INIT} if is_programmed else set())
 
     def _reset(self, ctx: Context, items: list[Item], event: str) -> dict[str, Any]:
         reports = self._reset_all(ctx, [item for item in items if item.order == 0])

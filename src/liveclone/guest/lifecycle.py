@@ -99,9 +99,7 @@ class Lifecycle:
     def _call_off(self, ctx: Context) -> list[dict[str, Any]]:
         """Let the applications go on after a `prepare` that failed; return what the hooks say."""
         answers = self._subscribers.tell(ctx, "resumed")
-        if (
-            ctx.request.answered
-        ):  # the deadline has passed: there is no time to run anything, nor anybody to tell
+        if ctx.request.answered:  # its deadline has passed: there is no time left to run anything
             return []
         hooks = run_hooks(ctx, "resumed")
         self._gather(ctx, answers)

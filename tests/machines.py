@@ -63,6 +63,7 @@ def build_images(cache_folder: Path) -> dict[str, Image]:
     """Return the images `std` and `light`, from the cache if they are there; one that is a day out of date goes."""
     spec = ImageSpec(
         name="test",
+        packages=("nginx",),
         files=(
             (DEMO / "warm_app.py", "/opt/warm_app.py"),
             (DEMO / "warm-app.service", UNIT),
@@ -191,9 +192,9 @@ class Lab:
         assert code == 0, f"{script!r} ended with {code} in {machine.name}: {out}{err}"
         return out.strip()
 
-    def http(self, machine: Machine, path: str = "/") -> dict[str, Any]:
+    def http(self, machine: Machine, path: str = "/", port: int = HTTP) -> dict[str, Any]:
         """Ask the guest's application, as soon as it serves."""
-        return self.wait(http(self, machine, path))
+        return self.wait(http(self, machine, path, port=port))
 
     def qmp(self, machine: Machine, command: str, **arguments: Any) -> Any:
         """Ask the machine's QEMU."""
@@ -526,13 +527,15 @@ async def connect_published(machine: Machine, port: int) -> tuple[asyncio.Stream
     return await asyncio.open_connection(*published[port])
 
 
-async def http(lab: Lab, machine: Machine, path: str = "/", *, published: bool = False) -> dict[str, Any]:
+async def http(
+    lab: Lab, machine: Machine, path: str = "/", *, published: bool = False, port: int = HTTP
+) -> dict[str, Any]:
     """Ask the guest's application; it opens its port when it is warm, so an answer is tried for until then."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
             async with asyncio.timeout(10.0):
-                opening = connect_published(machine, HTTP) if published else connect(lab, machine, HTTP)
+                opening = connect_published(machine, port) if published else connect(lab, machine, port)
                 reader, writer = await opening
                 try:
                     writer.write(f"GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n".encode())

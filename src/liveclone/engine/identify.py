@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -66,9 +67,7 @@ async def become(
         ssh_keys=given.ssh_keys,
         user_data=given.user_data,
     )
-    changed: Evidence = evidence.replace(
-        findings=tuple(Finding(item=f"hook cloned/{name}", reason=f"it {ending}") for name, ending in failed)
-    )
+    changed: Evidence = evidence.replace(findings=failed)
     return changed
 
 
@@ -78,16 +77,16 @@ async def refresh(
     """Give a source, after its snapshot, fresh entropy and its new generation.
 
     Returns:
-        What it reports, and a sentence for each `resumed` hook that failed: the source goes on in any case.
+        What it reports, and a sentence for each hook and application that failed: the source goes on in any case.
     """
     evidence, failed = await _change("resume", agent, machine, key, snapshot_id)
-    return evidence, tuple(f"hook resumed/{name} of {machine.name} {ending}" for name, ending in failed)
+    return evidence, tuple(f"{found.item} of {machine.name}: {found.reason}" for found in failed)
 
 
 async def _change(
     call: str, agent: Agent, machine: Machine, key: bytes, snapshot_id: str, **extra: Any
-) -> tuple[Evidence, list[tuple[str, str]]]:
-    """Return what the guest reports, and name and ending of each hook that failed."""
+) -> tuple[Evidence, tuple[Finding, ...]]:
+    """Return what the guest reports of its identity, and each application's part that failed."""
     began = time.monotonic()
     answer = await agent.call(
         call,
@@ -111,12 +110,22 @@ async def _change(
         at=now(),
         took_ms=round((time.monotonic() - began) * 1000, 3),
     )
-    failed = [
-        (str(hook["name"]), f"ended with {hook['code']}: {hook['output']}".rstrip(": \n"))
-        for hook in answer.get("hooks", ())
-        if hook["code"]
-    ]
-    return evidence, failed
+    return evidence, tuple(_find_failures(answer, "cloned" if call == "identify" else "resumed"))
+
+
+def _find_failures(answer: dict[str, Any], event: str) -> Iterator[Finding]:
+    """Yield what hooks, applications and restarted units did not do; agents from before have none of the latter two."""
+    for hook in answer.get("hooks", ()):
+        if hook["code"]:
+            reason = f"it ended with {hook['code']}: {hook['output']}".rstrip(": \n")
+            yield Finding(item=f"hook {event}/{hook['name']}", reason=reason)
+    for application in answer.get("applications", ()):
+        if application["error"]:
+            who = f"application {application['name']} (pid {application['pid']})"
+            yield Finding(item=who, reason=f"at {event}: {application['error']}")
+    for unit in answer.get("restarts", ()):
+        if unit["error"]:
+            yield Finding(item=f"restart of {unit['unit']}", reason=unit["error"])
 
 
 def _reports(answer: dict[str, Any], name: str) -> tuple[ItemReport, ...]:

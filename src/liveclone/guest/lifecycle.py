@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import files, generation, parameters
+from . import files, generation, parameters, restart
 from .context import Context
 from .errors import CallError, CannotChange, log_exception
-from .hooks import check_hooks, run_hooks
+from .hooks import check_hooks, find_hooks, run_hooks
 from .items import Fixed, Item
 from .kernel import Kernel
 from .priority import Others
 from .request import Request, elapsed_ms
+from .subscribers import Answer, Subscribers, check_answers
 from .workers import Workers
 
 TYPE_CHECKING = False
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     Report = dict[str, Any]
 
 _SETTLE_S = 3.0  # how long others wait at the most, as in a machine that is given no network
+_ANSWERS = (
+    0.9  # share of the time left that applications have: the reply that names who was silent needs some too
+)
+_INIT = 1  # the process that starts services
 _CANNOT_CHANGE = (errno.EROFS, errno.EBUSY, errno.EPERM)
 
 
@@ -44,12 +49,14 @@ class Lifecycle:
         kernel: Kernel,
         items: list[Item],
         workers: Workers,
+        subscribers: Subscribers,
         on_identify: Callable[[], None] = lambda: None,
     ) -> None:
         self.items = items
         self._root = root
         self._kernel = kernel
         self._workers = workers
+        self._subscribers = subscribers
         self._on_identify = on_identify
         self.settled = threading.Event()  # the machine has its network: what is left may take processor time
         self._others = Others(root)
@@ -71,18 +78,32 @@ class Lifecycle:
         """Report all items and let the applications prepare; if one cannot, all of them are told to go on."""
         ctx = self._context(request)
         with self._only("prepare", request):
-            hooks = run_hooks(ctx, "prepare")
             try:
+                answers = self._subscribers.tell(ctx, "prepare")
+                hooks = run_hooks(ctx, "prepare")
+                applications = self._gather(ctx, answers)
                 check_hooks("prepare", hooks)
-            except CallError as error:
-                error.more["undo"] = run_hooks(ctx, "resumed")
+                check_answers("prepare", applications)
+                self.warm(request)
+                reports = [_observe(ctx, item) for item in self.items]
+            except Exception as error:
+                undo = self._call_off(ctx)
+                if isinstance(error, CallError):
+                    error.more["undo"] = undo
                 raise
-            self.warm(request)
-            reports = [_observe(ctx, item) for item in self.items]
             # Its card goes and comes again: what only watches that must not keep the source's programs waiting.
             self._others.put_last(housekeeping=True)
             self._workers.submit(self._put_back_in_time)
-            return {"items": reports, "hooks": hooks}
+            return {"items": reports, "hooks": hooks, "applications": applications}
+
+    def _call_off(self, ctx: Context) -> list[dict[str, Any]]:
+        """Let the applications go on after a `prepare` that failed; return what the hooks say."""
+        answers = self._subscribers.tell(ctx, "resumed")
+        if ctx.request.answered:  # its deadline has passed: there is no time left to run anything
+            return []
+        hooks = run_hooks(ctx, "resumed")
+        self._gather(ctx, answers)
+        return hooks
 
     def identify(self, request: Request) -> dict[str, Any]:
         """Give this machine, a clone, an identity of its own.
@@ -116,7 +137,7 @@ class Lifecycle:
                 return dict(self._last["result"])
             self.settled.clear()
             if call == "identify":
-                self._others.put_last()
+                self._others.put_last(but=self._find_busy(request))
                 self._on_identify()
             try:
                 result = self._reset(ctx, items, event)
@@ -126,8 +147,18 @@ class Lifecycle:
             self._last = {"asked": asked, "result": result}
             return result
 
+    def _find_busy(self, request: Request) -> set[int]:
+        """Return the processes that have to do something before a clone is ready."""
+        is_programmed = (
+            restart.find_units(self._root)
+            or find_hooks(self._root, "cloned")
+            or request.args.get("user_data")
+        )
+        return self._subscribers.pids() | ({_INIT} if is_programmed else set())
+
     def _reset(self, ctx: Context, items: list[Item], event: str) -> dict[str, Any]:
         reports = self._reset_all(ctx, [item for item in items if item.order == 0])
+        is_clone = event == "cloned" and generation.load(self._root)["uuid"] != ""  # else it has just booted
         generation.store(self._root, ctx.generation)
         reports += self._reset_all(ctx, [item for item in items if item.order > 0])
         if event == "cloned":
@@ -140,12 +171,22 @@ class Lifecycle:
             *([self._settle] if event == "cloned" else []),
             *ctx.later,
         ]
+        answers = self._subscribers.tell(ctx, event)
+        hooks = run_hooks(ctx, event)
         return {
             "items": reports,
-            "hooks": run_hooks(ctx, event),
+            "hooks": hooks,
+            "restarts": restart.restart_units(ctx) if is_clone else [],
+            "applications": self._gather(ctx, answers),
             "generation": ctx.generation,
             "took_ms": elapsed_ms(ctx.request.read_at_ns),
         }
+
+    def _gather(self, ctx: Context, answers: list[Answer]) -> list[dict[str, Any]]:
+        if not answers:
+            return []
+        with ctx.request.step("applications"):
+            return self._subscribers.gather(answers, ctx.request.remaining_s() * _ANSWERS)
 
     def _settle(self) -> None:
         self.settled.wait(_SETTLE_S)

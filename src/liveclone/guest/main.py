@@ -27,6 +27,7 @@ from .power import power
 from .priority import go_along
 from .request import Request
 from .server import Server
+from .subscribers import Subscribers
 from .workers import Workers
 
 TYPE_CHECKING = False
@@ -50,7 +51,10 @@ class Agent:
         self.workers = Workers(go_first=go_first)
         self.jobs = Jobs()
         self.servers: list[Server] = []
-        self.lifecycle = Lifecycle(root, self.kernel, load_items(), self.workers, self.jobs.orphan_all)
+        self.subscribers = Subscribers(root)
+        self.lifecycle = Lifecycle(
+            root, self.kernel, load_items(), self.workers, self.subscribers, self.jobs.orphan_all
+        )
         self.network = Network(root, self.lifecycle.settled)
         self.calls: dict[str, Call] = {
             "ping": self.ping,
@@ -86,7 +90,7 @@ class Agent:
         """Tell what in this guest is not safe to copy; nothing is changed."""
         from .scan import scan  # a third of the agent's code, for one call
 
-        return scan(self.root, request)
+        return scan(self.root, request, self.subscribers.pids())
 
     def warm(self) -> None:
         """Go once through what the host will ask for, so that it is loaded and in memory by then."""
@@ -143,6 +147,7 @@ def main(arguments: list[str]) -> int:
     told_to_end = _watch_signals()
     threading.stack_size(_STACK_BYTES)
     agent = Agent(options["--root"], go_first=True)
+    agent.subscribers.open()
     for port, first in ((options["--control"], True), (options["--exec"], False)):
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")

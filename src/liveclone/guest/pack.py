@@ -2,7 +2,7 @@
 
     agent.pyz
     ├── __main__.py           starts the agent
-    └── liveclone_guest/      this package, without what only the host needs
+    └── liveclone_guest/      this package, without what only the host needs or is a file of its own
 
 The same sources give the same bytes, whenever and wherever they are packed, so `digest()` may be part of an
 image's recipe. Entries are stored, not deflated: the guest then needs no zlib to start.
@@ -18,9 +18,10 @@ from pathlib import Path
 
 PACKAGE = "liveclone_guest"
 SERVICE = Path(__file__).with_name("liveclone-agent.service")
+CLIENT = Path(__file__).with_name("liveclone_app.py")  # for the guest's programs, as a file of its own
 
 _HERE = Path(__file__).parent
-_HOST_ONLY = {"pack.py"}
+_APART = {"pack.py", CLIENT.name}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip file can tell
 _MAIN = f"""\
 import sys
@@ -58,7 +59,7 @@ def render() -> bytes:
         _add(archive, "__main__.py", _MAIN.encode())
         for path in sorted(_HERE.rglob("*.py")):
             name = path.relative_to(_HERE).as_posix()
-            if name not in _HOST_ONLY:
+            if name not in _APART:
                 _add(archive, f"{PACKAGE}/{name}", path.read_bytes())
     return content.getvalue()
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, sched.h
 _FLAGS, _THREADS, _POLICY = 6, 17, 38  # fields of proc_pid_stat(5) behind the name
-# Its workers are its children and live for seconds; whatever else is begun meanwhile must not inherit the last place.
-_WITH_CHILDREN = "systemd-udevd"
 # Names (comm, 15 characters) of what follows every card that comes and goes, and serves nobody outside.
 HOUSEKEEPING = frozenset(
     {
@@ -80,18 +82,34 @@ class Others:
 
     def __init__(self, root: str) -> None:
         self._proc = os.path.join(root, "proc")
-        self._threads: list[tuple[int, str]] = []  # number, and name of its process
+        self._threads: list[tuple[int, int, str]] = []  # number, number and name of its process
         self._waiting: list[int] = []
+        self._last_anyway: set[int] = set()
 
     def look(self) -> None:
         """Note who there is: before a snapshot, since its clones have better things to do."""
-        try:
-            processes = [name for name in os.listdir(self._proc) if name.isdigit()]
-        except FileNotFoundError:
-            processes = []
-        self._threads = [thread for name in processes for thread in self._find_threads(name)]
+        self._threads = [thread for name in self._list_processes() for thread in self._find_threads(name)]
+        self._last_anyway = self._find_last()
 
-    def _find_threads(self, pid: str) -> list[tuple[int, str]]:
+    def _list_processes(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._proc) if name.isdigit()]
+        except FileNotFoundError:
+            return []
+
+    def _find_last(self) -> set[int]:
+        """Return the threads that are last now."""
+        found = set()
+        for name in self._list_processes():
+            try:
+                for thread in os.listdir(f"{self._proc}/{name}/task"):
+                    if os.sched_getscheduler(int(thread)) & ~os.SCHED_RESET_ON_FORK == os.SCHED_IDLE:
+                        found.add(int(thread))
+            except OSError:
+                pass  # it has just ended
+        return found
+
+    def _find_threads(self, pid: str) -> list[tuple[int, int, str]]:
         try:
             with open(f"{self._proc}/{pid}/stat", encoding="utf-8", errors="replace") as file:
                 name, _, rest = file.read().rpartition(")")
@@ -102,22 +120,29 @@ class Others:
             threads = os.listdir(f"{self._proc}/{pid}/task") if fields[_THREADS] != "1" else [pid]
         except (OSError, ValueError, IndexError):  # it has just ended
             return []
-        return [(int(thread), name.partition("(")[2]) for thread in threads]
+        return [(int(thread), int(pid), name.partition("(")[2]) for thread in threads]
 
-    def put_last(self, *, housekeeping: bool = False) -> None:
-        """Let all of them wait, or only the `housekeeping` of the system."""
-        for thread, name in self._threads:
-            if housekeeping and name not in HOUSEKEEPING:
+    def put_last(self, *, housekeeping: bool = False, but: Container[int] = ()) -> None:
+        """Let all of them wait, or only the `housekeeping` of the system; `but` holds processes that shall not."""
+        for thread, pid, name in self._threads:
+            if pid in but or (housekeeping and name not in HOUSEKEEPING):
                 continue
-            policy = os.SCHED_IDLE if name == _WITH_CHILDREN else os.SCHED_IDLE | os.SCHED_RESET_ON_FORK
             try:
-                os.sched_setscheduler(thread, policy, os.sched_param(0))
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
                 self._waiting.append(thread)
             except OSError:
                 pass  # it has ended, or the kernel refuses
 
     def put_back(self) -> None:
-        """Let all that wait go on as they were."""
-        for thread in self._waiting:
-            put_back(thread)
-        self._waiting = []
+        """Let all that wait go on as they were, and what they have begun meanwhile.
+
+        A child inherits the last place: SCHED_RESET_ON_FORK takes away real-time and nice values alone
+        (sched_fork() in kernel/sched/core.c).
+        """
+        waiting, self._waiting = set(self._waiting), []
+        done = set(self._last_anyway)
+        while waiting:
+            for thread in waiting:
+                put_back(thread)
+            done |= waiting
+            waiting = self._find_last() - done

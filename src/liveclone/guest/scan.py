@@ -8,12 +8,13 @@ from .request import Request, elapsed_ms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
 
-def scan(root: str, request: Request) -> dict[str, Any]:
+def scan(root: str, request: Request, subscribed: Container[int] = ()) -> dict[str, Any]:
     """Return `checks` (the names of those that ran), `findings` (with the check's name) and `failed`."""
-    guest = Guest(root)
+    guest = Guest(root, subscribed)
     names, findings, failed = [], [], []
     for check in load_checks():
         with request.step(f"check {check.name}"):

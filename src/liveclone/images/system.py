@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..guest import pack
+
 HOSTNAME = "liveclone"
 
 # On the kernel's command line, after what the user gave:
@@ -118,6 +120,8 @@ path-include=/usr/share/locale/locale.alias
 
 _HOOKS = "/etc/liveclone/hooks.d"
 AGENT = "/usr/lib/liveclone/agent.pyz"
+CLIENT = "/usr/lib/python3/dist-packages/liveclone_app.py"  # where Debian's Python finds it
+COMMAND = "/usr/bin/liveclone-app"  # the same file
 SERVICE = "liveclone-agent.service"
 
 
@@ -150,7 +154,12 @@ def list_files() -> list[GuestFile]:
         f"system-generators/{name}" for name in MASKED_GENERATORS
     ]
     masks = [GuestFile(f"/etc/systemd/{name}", link="/dev/null") for name in masked]
-    return [*folders, *files, *masks, GuestFile("/var/lib/dbus/machine-id", link="/etc/machine-id")]
+    links = [
+        GuestFile("/var/lib/dbus/machine-id", link="/etc/machine-id"),
+        GuestFile(COMMAND, link=CLIENT),
+    ]
+    client = GuestFile(CLIENT, pack.CLIENT.read_bytes(), permissions=0o755)
+    return [*folders, *files, client, *masks, *links]
 
 
 # Where the builder's own files are while it works in the guest; gone afterwards.

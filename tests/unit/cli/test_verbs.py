@@ -233,7 +233,7 @@ def test_a_hook_of_the_source_that_fails_after_a_snapshot_is_a_warning(home: Hom
     hook = "etc/liveclone/hooks.d/resumed/10-app"
     script = f"mkdir -p {Path(hook).parent}; printf '#!/bin/sh\\necho no cache; exit 3\\n' >{hook}"
     home.run("exec", "web", "sh", "-c", f"{script}; chmod 755 {hook}")
-    told = "hook resumed/10-app of web ended with 3: no cache"
+    told = "hook resumed/10-app of web: it ended with 3: no cache"
     ended = home.call("snapshot", "web", "--name", "one")
     assert (ended.returncode, ended.stderr.decode()) == (0, f"liveclone: warning: {told}\n")
     assert ended.stdout.startswith(b"one: web stood still for ")

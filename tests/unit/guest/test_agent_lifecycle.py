@@ -197,6 +197,7 @@ class Other:
         entry = root / "proc" / str(pid)
         entry.mkdir(parents=True)
         shutil.copy(f"/proc/{pid}/stat", entry / "stat")
+        (entry / "task" / str(pid)).mkdir(parents=True)
 
     def waits(self) -> bool:
         return os.sched_getscheduler(self.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_IDLE
@@ -234,6 +235,43 @@ def test_other_programs_go_on_when_a_clone_cannot_become_itself(
     (root / "run/liveclone").write_text("a file where a folder should be")
     with pytest.raises(Refusal):
         host.call("identify", **identity)
+    assert not other.waits()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[int]]:
+    with subprocess.Popen(["sleep", "600"]) as one, subprocess.Popen(["sleep", "600"]) as other:
+        yield [one.pid, other.pid]
+        one.kill()
+        other.kill()
+
+
+def test_what_other_programs_begin_meanwhile_does_not_stay_last(
+    agent: Agent, host: Host, root: Path, identity: dict[str, Any], other: Other, sleepers: list[int]
+) -> None:
+    """A child inherits the last place, and a service that was restarted must not keep it."""
+    background, restarted = sleepers
+    os.sched_setscheduler(background, os.SCHED_IDLE, os.sched_param(0))
+    Other(root, background)  # it has chosen to be last
+    host.call("prepare", key=KEY)
+    host.call("identify", **identity)
+    late = Other(root, restarted)
+    os.sched_setscheduler(restarted, os.SCHED_IDLE, os.sched_param(0))
+    agent.lifecycle.settled.set()
+    end = time.monotonic() + 5
+    while other.waits() or late.waits():  # the kernel tells nobody of a new policy
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert os.sched_getscheduler(background) == os.SCHED_IDLE
+
+
+def test_who_is_subscribed_does_not_wait(
+    agent: Agent, host: Host, identity: dict[str, Any], other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone waits for its answer."""
+    monkeypatch.setattr(agent.subscribers, "pids", lambda: {other.pid})
+    host.call("prepare", key=KEY)
+    host.call("identify", **identity)
     assert not other.waits()
 
 

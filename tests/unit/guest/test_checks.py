@@ -195,6 +195,30 @@ class TestGenerators:
         start(5, "nginx", unit="nginx.service", libraries=("libssl.so.3",))
         assert [one["remedy"] for one in look()] == [remedy]
 
+    @pytest.mark.parametrize(
+        ("listed", "remedy"), [("nginx", "hook"), ("nginx.service", "hook"), ("x", "restart")]
+    )
+    def test_a_service_that_is_restarted(
+        self, root: Path, start: Start, look: Look, listed: str, remedy: str
+    ) -> None:
+        (root / "etc/liveclone").mkdir()
+        (root / "etc/liveclone/restart").write_text(f"{listed}\n")
+        start(5, "nginx", unit="nginx.service", libraries=("libssl.so.3",))
+        assert [one["remedy"] for one in look()] == [remedy]
+
+    def test_a_program_that_has_subscribed(self, root: Path, start: Start) -> None:
+        start(5, "shop", unit="shop.service", libraries=("libssl.so.3",))
+        start(6, "shop", unit="shop.service")  # one process of a service speaks for all of it
+        start(7, "mine", libraries=("libssl.so.3",))
+        start(8, "other", libraries=("libssl.so.3",))
+        request = Request("", "scan", {}, 5.0, lambda reply: None)
+        found = facts(scan(str(root), request, {6, 7})["findings"])
+        assert found == {
+            ("generators", "shop.service", "hook"),
+            ("generators", "mine (pid 7)", "hook"),
+            ("generators", "other (pid 8)", "accept"),
+        }
+
     def test_one_finding_for_each_service(self, root: Path, start: Start, look: Look) -> None:
         start(41, "nginx", unit="nginx.service", libraries=("libssl.so.3", "libcrypto.so.3"))
         start(42, "nginx", unit="nginx.service", libraries=("libssl.so.3", "libcrypto.so.3"))

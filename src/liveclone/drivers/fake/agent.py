@@ -51,6 +51,11 @@ class Agent:
         for item in agent.lifecycle.items:
             item.reset = self._faults.spoil(item.name, item.reset)
             item.only_renews = item.only_renews and not self._faults.spoils(item.name)
+        agent.subscribers.open()
+        for name in self._faults.all("app"):
+            from . import application  # most machines have none, and starting one has to be quick
+
+            application.start(name, self.guest.root, self._faults)
         calls = {
             name: call for name, call in agent.calls.items() if name.startswith("exec_") or name in _SAFE
         }

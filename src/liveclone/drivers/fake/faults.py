@@ -17,6 +17,9 @@ stuck:nic       the guest does not let go of its NICs
 ignore:power    the guest ignores the power button
 abrupt:power    the machine ends before it has answered that it was pressed
 refuse:STEP     the hypervisor refuses start, save, load, freeze, thaw, protect, copy, drain or finish
+app:NAME        no fault: an application NAME runs in the guest and acknowledges each event ...
+object:EVENT    ... but this one, to which it answers with an error
+ignore:EVENT    ... or nothing at all
 """
 
 from __future__ import annotations
@@ -60,6 +63,10 @@ class Faults:
             return {} if self.has("lie", item) else reset(ctx)
 
         return spoilt
+
+    def all(self, kind: str) -> list[str]:
+        """Return what this machine has of a kind."""
+        return sorted(what for found, what in self._has if found == kind)
 
     def distort(self, reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return an identity report with the faults of its items worked in."""

@@ -168,8 +168,8 @@ class Guest:
         packed = {}
         for path in self.root.rglob("*"):
             name = "/" + str(path.relative_to(self.root))
-            if not (durable and _is_volatile(name)):
-                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if path.is_file() and not (durable and _is_volatile(name)):  # not a folder, nor a socket
+                with contextlib.suppress(FileNotFoundError):
                     data = base64.b64encode(path.read_bytes()).decode()
                     packed[name] = [path.stat().st_mode & 0o777, data]
         return packed

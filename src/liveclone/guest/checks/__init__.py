@@ -2,7 +2,8 @@
 
 A module of this package that defines `CHECK` takes part; nothing else names it. Each finding has a remedy:
 
-    hook      an executable in hooks.d/cloned is named after the service: it takes care of that
+    hook      it is taken care of: an executable in hooks.d/cloned is named after the service, or the service has
+              subscribed, or is in the list of those that are restarted
     restart   the service is to be started anew in each clone
     accept    it does no harm where one knows of it; the advice says what happens
     refuse    two machines must not have it: take it away before the snapshot
@@ -15,24 +16,29 @@ import importlib
 import os
 import pkgutil
 
+from .. import restart
 from ..hooks import find_hooks
 from ..programs import Program, list_programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
     from typing import ClassVar
 
     Finding = dict[str, str]
 
 
 class Guest:
-    """What the checks look at; read once for all of them."""
+    """What the checks look at; read once for all of them. `subscribed` holds processes."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, subscribed: Container[int] = ()) -> None:
         self.root = root
         self.programs: list[Program] = list_programs(root)
         self._hooks = find_hooks(root, "cloned")
+        self._subscribed = {
+            program.unit or program.pid for program in self.programs if program.pid in subscribed
+        }
+        self._restarted = {n if "." in n else f"{n}.service" for n in restart.find_units(root)}
 
     def find(self, *patterns: str) -> list[str]:
         """Return the paths that fit, as the guest knows them; in `~/x` the ~ is each user's home."""
@@ -69,10 +75,19 @@ class Guest:
     def is_file(self, path: str) -> bool:
         return os.path.isfile(os.path.join(self.root, path.lstrip("/")))
 
-    def has_hook(self, unit: str) -> bool:
-        """Whether a `cloned` hook is named after a service: 10-nginx, nginx.sh for nginx.service."""
-        plain = unit.rpartition(".")[0].partition("@")[0]
-        return bool(plain) and any(plain in name for name in self._hooks)
+    def care_for(self, program: Program) -> str:
+        """Return what renews a program in a clone, in words; "" for nothing.
+
+        A hook counts that is named after the service: 10-nginx, nginx.sh for nginx.service.
+        """
+        plain = program.unit.rpartition(".")[0].partition("@")[0]
+        if (program.unit or program.pid) in self._subscribed:
+            return f"{program.unit or program.name} has subscribed and is told in each clone"
+        if program.unit in self._restarted:
+            return f"{program.unit} is restarted in each clone"
+        if plain and any(plain in name for name in self._hooks):
+            return f"a hook for {program.unit} runs in each clone"
+        return ""
 
 
 class Check:
@@ -90,16 +105,18 @@ def finding(subject: str, seen: str, remedy: str, advice: str) -> Finding:
     return {"subject": subject, "seen": seen, "remedy": remedy, "advice": advice}
 
 
-def remedy_by_service(guest: Guest, program: Program, restart: str) -> tuple[str, str]:
+def remedy_by_service(guest: Guest, program: Program, otherwise: str) -> tuple[str, str]:
     """Return remedy and advice for a program that has to take part itself, or to be started anew."""
-    if guest.has_hook(program.unit):
-        return "hook", f"a hook for {program.unit} runs in each clone"
+    care = guest.care_for(program)
+    if care:
+        return "hook", care
     if program.unit:
         return (
             "restart",
-            f"put a hook into /etc/liveclone/hooks.d/cloned that restarts {program.unit}: {restart}",
+            f"write {program.unit} into /etc/liveclone/restart, or put a hook for it into /etc/liveclone/hooks.d/cloned: "
+            f"{otherwise}",
         )
-    return "accept", f"it belongs to no service; end it, or know that {restart}"
+    return "accept", f"it belongs to no service; end it, or know that {otherwise}"
 
 
 def load_checks() -> list[Check]:

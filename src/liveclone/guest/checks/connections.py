@@ -31,7 +31,7 @@ class Connections(Check):
                 yield finding(
                     str(owner) if owner else "the kernel, or a program that has just ended",
                     f"{render(local)} is connected to {render(remote)}",
-                    "hook" if owner and guest.has_hook(owner.unit) else "accept",
+                    "hook" if owner and guest.care_for(owner) else "accept",
                     "the source keeps it; in a clone it ends, and the program has to connect again",
                 )
 

@@ -49,9 +49,9 @@ ETH_P_ALL, SOL_PACKET, ADD_MEMBERSHIP, PROMISCUOUS = 3, 263, 1, 1
 
 # An agent in which things go wrong as the name asks for that it is given: fail-rng, lie-all.
 SPOILT = (
-    ("lifecycle", "if before is None and item.only_renews:", "if False:"),
+    ("renewal", "if before is None and item.only_renews:", "if False:"),
     (
-        "lifecycle",
+        "renewal",
         RESET,
         """\
             how, _, which = ctx.hostname.partition("-")
@@ -63,7 +63,7 @@ SPOILT = (
             told = {} if how == "lie" else item.reset(ctx)""",
     ),
     (
-        "lifecycle",
+        "renewal",
         CHANGED,
         f"""{CHANGED}
             if how == "lie" and not item.configured:
@@ -89,17 +89,17 @@ BROKEN = {
     ),
     "an agent that lies": (
         patch(
-            ("lifecycle", RESET, f'{RESET} if item.name != "machine_id" else {{}}'),
-            ("lifecycle", CHANGED, 'report["status"] = "changed"'),
+            ("renewal", RESET, f'{RESET} if item.name != "machine_id" else {{}}'),
+            ("renewal", CHANGED, 'report["status"] = "changed"'),
         ),
         {"machine_id": "its new value is the snapshot's"},
     ),
     "an agent that leaves something out": (
         patch(
             (
-                "lifecycle",
-                "for item in items]\n\n    def _context",
-                "for item in items if item.name != 'rng']\n\n    def _context",
+                "renewal",
+                "for item in items]",
+                "for item in items if item.name != 'rng']",
             )
         ),
         {"rng": "did not report it"},

@@ -9,15 +9,14 @@ the same generation gives the same reply and changes nothing a second time.
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import files, generation, parameters, restart
+from . import files, generation, parameters, renewal, restart
 from .context import Context
-from .errors import CallError, CannotChange, log_exception
+from .errors import CallError, log_exception
 from .hooks import check_hooks, find_hooks, run_hooks
 from .items import Fixed, Item
 from .kernel import Kernel
@@ -37,7 +36,6 @@ _ANSWERS = (
     0.9  # share of the time left that applications have: the reply that names who was silent needs some too
 )
 _INIT = 1  # the process that starts services
-_CANNOT_CHANGE = (errno.EROFS, errno.EBUSY, errno.EPERM)
 
 
 class Lifecycle:
@@ -72,7 +70,11 @@ class Lifecycle:
                 "unknown-item", f"this agent has no {sorted(set(names) - {i.name for i in self.items})}"
             )
         ctx = self._context(request)
-        return {"items": [_observe(ctx, item) for item in self.items if names is None or item.name in names]}
+        return {
+            "items": [
+                renewal.observe(ctx, item) for item in self.items if names is None or item.name in names
+            ]
+        }
 
     def prepare(self, request: Request) -> dict[str, Any]:
         """Report all items and let the applications prepare; if one cannot, all of them are told to go on."""
@@ -85,7 +87,7 @@ class Lifecycle:
                 check_hooks("prepare", hooks)
                 check_answers("prepare", applications)
                 self.warm(request)
-                reports = [_observe(ctx, item) for item in self.items]
+                reports = [renewal.observe(ctx, item) for item in self.items]
             except Exception as error:
                 undo = self._call_off(ctx)
                 if isinstance(error, CallError):
@@ -157,10 +159,10 @@ class Lifecycle:
         return self._subscribers.pids() | ({_INIT} if is_programmed else set())
 
     def _reset(self, ctx: Context, items: list[Item], event: str) -> dict[str, Any]:
-        reports = self._reset_all(ctx, [item for item in items if item.order == 0])
+        reports = renewal.reset_all(ctx, self._workers, [item for item in items if item.order == 0])
         is_clone = event == "cloned" and generation.load(self._root)["uuid"] != ""  # else it has just booted
         generation.store(self._root, ctx.generation)
-        reports += self._reset_all(ctx, [item for item in items if item.order > 0])
+        reports += renewal.reset_all(ctx, self._workers, [item for item in items if item.order > 0])
         if event == "cloned":
             with ctx.request.step("applying the clone's parameters"):
                 parameters.apply(ctx)
@@ -197,22 +199,6 @@ class Lifecycle:
         time.sleep(_SETTLE_S)
         self._others.put_back()
 
-    def _reset_all(self, ctx: Context, items: list[Item]) -> list[Report]:
-        """Reset by rising order; within one, what is slow goes to threads of its own while the rest is done here."""
-        reports: dict[str, Report] = {}
-        for order in sorted({item.order for item in items}):
-            together = [item for item in items if item.order == order]
-            slow = [item for item in together if item.slow]
-            done = threading.Semaphore(0)
-            for item in slow:
-                self._workers.submit(_reset_into(reports, ctx, item, done), urgent=ctx.request.urgent)
-            for item in together:
-                if item not in slow:
-                    reports[item.name] = _reset(ctx, item)
-            for _ in slow:
-                done.acquire()
-        return [reports[item.name] for item in items]
-
     def _context(self, request: Request) -> Context:
         return Context(self._root, self._kernel, request, bytes.fromhex(request.args.get("key") or ""))
 
@@ -225,92 +211,3 @@ class Lifecycle:
             yield
         finally:
             self._turn.release()
-
-
-def _reset_into(
-    reports: dict[str, Report], ctx: Context, item: Item, done: threading.Semaphore
-) -> Callable[[], None]:
-    def reset() -> None:
-        try:
-            reports[item.name] = _reset(ctx, item)
-        finally:
-            done.release()
-
-    return reset
-
-
-def _observe(ctx: Context, item: Item) -> Report:
-    report = _new_report(item)
-    began = time.monotonic_ns()
-    with ctx.request.step(f"item {item.name}"):
-        try:
-            value, report["details"] = item.observe(ctx)
-            report["status"] = _status_unchanged(item, value)
-            report["before"] = ctx.digest(item.name, value or b"")
-        except Exception as error:
-            _note_failure(report, item, error)
-    report["took_ms"] = elapsed_ms(began)
-    return report
-
-
-def _reset(ctx: Context, item: Item) -> Report:
-    report = _new_report(item)
-    began = time.monotonic_ns()
-    with ctx.request.step(f"item {item.name}"):
-        try:
-            before, details = item.observe(ctx)
-            report["before"] = ctx.digest(item.name, before or b"")
-            if not item.resettable:
-                report["status"], report["details"] = _status_unchanged(item, before), details
-                return report
-            if before is None and item.only_renews:
-                report["status"], report["details"] = "absent", details
-                return report
-            told = item.reset(ctx)
-            if item.pending and before is not None:
-                report["status"], report["details"] = "pending", dict(details, **told)
-                return report
-            after, details = item.observe(ctx)
-            report["after"] = ctx.digest(item.name, after or b"")
-            report["details"] = dict(details, **told)
-            if before is None and after is None:
-                report["status"] = "absent"
-            elif item.configured or not (before or after):
-                report["status"] = "configured"
-            else:
-                report["status"] = "kept" if before == after else "changed"
-        except CannotChange as error:
-            report["status"], report["error"] = "shared", str(error)
-        except OSError as error:
-            _note_failure(report, item, error)
-            if error.errno in _CANNOT_CHANGE:
-                report["status"] = "shared"
-        except Exception as error:
-            _note_failure(report, item, error)
-        finally:
-            report["took_ms"] = elapsed_ms(began)
-    return report
-
-
-def _status_unchanged(item: Item, value: bytes | None) -> str:
-    if value is None:
-        return "absent"
-    return "shared" if isinstance(item, Fixed) else "present"
-
-
-def _new_report(item: Item) -> Report:
-    return {
-        "item": item.name,
-        "required": item.required,
-        "status": "failed",
-        "before": "",
-        "after": "",
-        "took_ms": 0.0,
-        "details": {},
-        "error": "",
-    }
-
-
-def _note_failure(report: Report, item: Item, error: Exception) -> None:
-    log_exception(f"item {item.name}")
-    report["status"], report["error"] = "failed", f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from liveclone.guest import lifecycle
+from liveclone.guest import renewal
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item
 from liveclone.guest.items.cloud_init import CloudInit
@@ -122,7 +122,7 @@ def run_in_namespace(script: str, *args: str) -> subprocess.CompletedProcess[str
 
 def reset(item: Item, ctx: Context) -> dict[str, Any]:
     """Reset as the agent does; return its report."""
-    report = lifecycle._reset(ctx, item)
+    report = renewal.reset(ctx, item)
     assert report["error"] == ""
     return report
 

@@ -28,13 +28,13 @@ import pytest
 from liveclone.guest import process
 from liveclone.guest.context import Context
 from liveclone.guest.items import Item, load_items, ssh_host_keys
-from liveclone.guest.items.boot_id import BootId, render_boot_id
+from liveclone.guest.items.boot_id import BootId
 from liveclone.guest.items.dmi_uuid import DmiUuid
 from liveclone.guest.items.hibernation import Hibernation
 from liveclone.guest.items.hostname import Hostname, render_hosts
 from liveclone.guest.items.journal import Journal
 from liveclone.guest.items.login_sessions import LoginSessions
-from liveclone.guest.items.machine_id import MachineId, render_machine_id
+from liveclone.guest.items.machine_id import MachineId, render_machine_id, render_uuid
 from liveclone.guest.items.random_seed import RandomSeed
 from liveclone.guest.items.rng import Rng
 from liveclone.guest.items.ssh_host_keys import SshHostKeys
@@ -236,7 +236,7 @@ class TestBootId:
         assert kernel.bound == []
 
     def test_form(self) -> None:
-        assert render_boot_id(bytes(16)) == "00000000-0000-4000-8000-000000000000"
+        assert render_uuid(bytes(16)) == "00000000-0000-4000-8000-000000000000"
 
     def test_bind_for_real_in_a_namespace(self, needs_root: None, tmp_path: Path) -> None:
         own = tmp_path / "own"

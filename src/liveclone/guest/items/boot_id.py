@@ -15,7 +15,7 @@ import os
 from .. import files
 from ..context import Context
 from . import Item
-from .machine_id import render_machine_id
+from .machine_id import render_uuid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class BootId(Item):
         if self.observe(ctx)[0] is None:
             return {}
         shown, own = ctx.path(_SHOWN), ctx.path(_OWN)
-        fresh = render_boot_id(ctx.kernel.draw(16)) + "\n"
+        fresh = render_uuid(ctx.kernel.draw(16)) + "\n"
         if os.path.exists(own) and os.path.samefile(own, shown):
             _write_over(own, fresh)
         else:
@@ -47,12 +47,6 @@ class BootId(Item):
 
     def warm(self, ctx: Context) -> None:
         ctx.kernel.warm_bind()
-
-
-def render_boot_id(random: bytes) -> str:
-    """Return 16 random bytes as a version 4 UUID, as the kernel prints its own."""
-    digits = render_machine_id(random)
-    return "-".join([digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]])
 
 
 def _write_over(path: str, text: str) -> None:

@@ -66,6 +66,16 @@ def test_it_keeps_its_network_when_the_guest_reboots(lab: Lab, machine: Machine)
     for what in ("hostname", "machine_id", "host_key", "mac"):
         assert after[what] == before[what], what
     assert f" {machine.nics[0].address} " in lab.shell(machine, "ip -br -4 address") + " "
+    # Nothing has given it an identity since, so its agent has bound the boot id by itself, before logind had its procfs.
+    taken = lab.snapshot(machine)
+    child = lab.clone(taken)
+    seen = lab.shell(
+        child, f"{boot} /proc/$(systemctl show -P MainPID systemd-logind)/root/proc/sys/kernel/random/boot_id"
+    )
+    assert len(set(seen.split())) == 1
+    assert lab.shell(machine, boot) not in seen
+    lab.remove(child)
+    lab.remove_snapshot(taken)
 
 
 def test_a_source_with_snapshots_is_stopped_and_started(lab: Lab) -> None:

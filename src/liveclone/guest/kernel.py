@@ -5,7 +5,6 @@ Sources: RNDADDENTROPY and RNDRESEEDCRNG of linux/random.h (random(4)); sethostn
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import socket
@@ -65,7 +64,7 @@ class Kernel:
 
     def bind(self, file: str, target: str) -> None:
         """Let the file `target` show `file`, in the whole system."""
-        import ctypes  # 0.1 s under emulation: by warm_bind(), while there is time
+        import ctypes  # 0.1 s under emulation, and only once in a system's life
 
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(os.fsencode(file), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None):
@@ -91,11 +90,6 @@ class Kernel:
             fcntl.ioctl(fd, _TIOCVHANGUP)
         finally:
             os.close(fd)
-
-    def warm_bind(self) -> None:
-        """Load what bind() needs; changes nothing."""
-        with contextlib.suppress(OSError):
-            self.bind("", "")
 
     def forget_tracked(self) -> None:
         """Drop every entry of the connection tracking. Raises OSError (EINVAL without nf_conntrack_netlink)."""

@@ -70,9 +70,6 @@ class RecordingKernel(Kernel):
     def hang_up(self, terminal: str) -> None:
         self.hung_up.append(terminal)
 
-    def warm_bind(self) -> None:
-        pass
-
     def forget_tracked(self) -> None:
         self.forgot_tracked += 1
 

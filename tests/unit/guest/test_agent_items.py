@@ -221,6 +221,19 @@ class TestBootId:
         assert shown.stat().st_ino == inode
         assert len(kernel.bound) == 1
 
+    def test_it_is_bound_beforehand_with_the_same_id(
+        self, ctx: Make, root: Path, kernel: RecordingKernel, shown: Path
+    ) -> None:
+        before = shown.read_text()
+        for _ in range(2):
+            BootId().warm(ctx())
+            assert shown.read_text() == before
+            assert kernel.bound == [str(shown)]
+        inode = shown.stat().st_ino
+        BootId().reset(ctx())
+        assert (shown.read_text() != before, shown.stat().st_ino) == (True, inode)
+        assert len(kernel.bound) == 1
+
     def test_a_file_left_from_the_time_before_a_boot_is_not_taken_for_it(
         self, ctx: Make, root: Path, kernel: RecordingKernel, shown: Path
     ) -> None:
@@ -231,6 +244,7 @@ class TestBootId:
         assert (root / "run/liveclone/boot_id").read_text() == shown.read_text() != "old\n"
 
     def test_a_guest_without_procfs(self, ctx: Make, kernel: RecordingKernel) -> None:
+        BootId().warm(ctx())
         BootId().reset(ctx())
         assert BootId().observe(ctx())[0] is None
         assert kernel.bound == []
@@ -244,7 +258,6 @@ class TestBootId:
         program = (
             "import sys; own, *sys.path[:0] = sys.argv[1:]\n"
             "from liveclone.guest.kernel import Kernel\n"
-            "Kernel().warm_bind()\n"
             "Kernel().bind(own, '/proc/sys/kernel/random/boot_id')\n"
             "print(open('/proc/sys/kernel/random/boot_id').read(), end='')\n"
             "try: Kernel().bind(own, own + '/nothing')\n"

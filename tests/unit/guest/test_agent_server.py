@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,11 +39,13 @@ def test_unknown_call(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("urgent", "policy"), [(True, os.SCHED_RR), (False, os.SCHED_OTHER)])
-def test_only_what_is_urgent_goes_before_everything_else(needs_root: None, urgent: bool, policy: int) -> None:
+def test_only_what_is_urgent_goes_before_everything_else(
+    needs_root: None, root: Path, urgent: bool, policy: int
+) -> None:
     if not priority.go_first():
         pytest.skip("this kernel refuses real-time priorities")
     priority.go_along()
-    agent = Agent(go_first=True)
+    agent = Agent(str(root), go_first=True)
     seen: list[int] = []
 
     class Watched(Channel):

@@ -60,9 +60,6 @@ class FakeKernel:
     def hang_up(self, terminal: str) -> None:
         raise OSError("a fake guest has no terminal")  # and nobody logged in
 
-    def warm_bind(self) -> None:
-        pass
-
     def forget_tracked(self) -> None:
         pass
 

@@ -66,7 +66,7 @@ SPOILT = (
         "renewal",
         CHANGED,
         f"""{CHANGED}
-            if how == "lie" and not item.configured:
+            if how == "lie" and (before or after) and not item.configured:
                 report.update(status="changed", after=report["before"])""",
     ),
 )

@@ -66,7 +66,7 @@ SPOILT = (
         "renewal",
         CHANGED,
         f"""{CHANGED}
-            if how == "lie" and not item.configured:
+            if how == "lie" and (before or after) and not item.configured:
                 report.update(status="changed", after=report["before"])""",
     ),
 )
@@ -313,6 +313,7 @@ def test_no_item_can_fail_lie_or_hang_unnoticed(
         assert good is not None
         assert evidence is not None
         assert opened == [good.id]
+        lab.http(good)
         assert good.nics[0].mac in read_senders(wire), "a clone that is verified is heard"
 
     failed, lied = (seen_of(result) for result in (failing, lying))

@@ -19,16 +19,21 @@ from ..model.identity import Cards, Evidence, Finding, ItemReport, ItemStatus
 
 # What a clone's agent has to report whatever it says itself: one that lacks an item is too old for a verdict.
 REQUIRED = (
-    *("boot_id", "clock", "cloud_init", "connections", "dhcp", "hibernation", "hostname", "interface_names"),
-    *(
-        "ipv6_secrets",
-        "login_sessions",
-        "machine_id",
-        "network_programs",
-        "random_seed",
-        "rng",
-        "ssh_host_keys",
-    ),
+    "boot_id",
+    "clock",
+    "cloud_init",
+    "connections",
+    "dhcp",
+    "hibernation",
+    "hostname",
+    "interface_names",
+    "ipv6_secrets",
+    "login_sessions",
+    "machine_id",
+    "network_programs",
+    "random_seed",
+    "rng",
+    "ssh_host_keys",
 )
 
 # A clone has no NIC when its agent reports, so this item is judged by `judge_cards`.

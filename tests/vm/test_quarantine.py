@@ -301,9 +301,10 @@ def test_no_item_can_fail_lie_or_hang_unnoticed(
     monkeypatch.setattr(links, "open_tap", watched)
     with open_wire(lab) as wire:
         failing, lying = lab.results(taken, 2, names=["fail-all", "lie-all"])
-        monkeypatch.setattr(identify, "IDENTIFY_DEADLINE_S", 3.0)
         names = [f"hang-{item.name.replace('_', '-')}" for item in required]
-        hanging = lab.results(taken, len(names), names=names)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(identify, "IDENTIFY_DEADLINE_S", 3.0)
+            hanging = lab.results(taken, len(names), names=names)
         senders = read_senders(wire)
         assert opened == [], "no tap was ever made"
         known = {lab.ctx.network_spec().mac, *(nic.mac for m in lab.ctx.machines.list() for nic in m.nics)}

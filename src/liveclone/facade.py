@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 from .engine import audit, clone, execute, proof, remove, repair, run, scan, snapshot
 from .engine.context import Progress, open_context, silent
 from .engine.settings import Settings
+from .engine.snapshot import Scrubbing
 from .identity.policy import DEFAULT
 from .model.audit import Audit
 from .model.machine import Machine
@@ -86,10 +87,19 @@ class Host:
         method: CaptureMethod | None = None,
         wait_sealed: bool = False,
         policy: str = DEFAULT,
+        scrub: Scrubbing | None = None,
     ) -> Snapshot:
-        """Take a live snapshot, unless the policy refuses what is found in the machine; it runs on."""
+        """Take a live snapshot, unless the policy refuses what is found in the machine; it runs on.
+
+        With `scrub`, without its secrets (docs/scrub.md).
+        """
         request = snapshot.Request(
-            machine=machine, name=name, method=method, wait_sealed=wait_sealed, policy=policy
+            machine=machine,
+            name=name,
+            method=method,
+            wait_sealed=wait_sealed,
+            policy=policy,
+            scrub=scrub,
         )
         return self._wait(snapshot.take(self.context, request))
 

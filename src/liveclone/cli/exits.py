@@ -24,7 +24,7 @@ CODES: tuple[tuple[type[errors.LivecloneError], int, str], ...] = (
     (
         errors.GuestError,
         9,
-        "the guest or its agent failed; a clone that could not be verified; an audit found equal values",
+        "the guest or its agent failed; a clone that could not be verified; audit or prove found something",
     ),
     (errors.StoreError, 10, "files: disk full, no permission"),
     (errors.Corrupt, 11, "a part does not match its manifest; it was not used"),

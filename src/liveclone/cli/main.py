@@ -23,6 +23,7 @@ from . import (
     exits,
     image,
     machines,
+    prove,
     scan,
     show,
     snapshot,
@@ -38,7 +39,7 @@ that goes on from there, with an identity of its own, verified before it has a n
 # In this order in the help.
 ORDER = (
     *("run", "list", "show", "logs", "console", "exec", "cp", "start", "stop", "restart", "remove"),
-    *("scan", "snapshot", "clone", "audit", "verify", "image", "doctor", "repair", "version"),
+    *("scan", "snapshot", "clone", "audit", "verify", "prove", "image", "doctor", "repair", "version"),
 )
 COMPLETION = ("--install-completion", "--show-completion")
 
@@ -81,6 +82,7 @@ def build_app(*, completion: bool = True) -> typer.Typer:
         clone,
         audit,
         verify,
+        prove,
         image,
         doctor,
     ):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import complete, machines, output, params
+from .prove import print_proof, render
 from .verb import Cli, verb
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def print_snapshot(detail: SnapshotDetail) -> None:
             ("on disk", render_size(summary.disk_used_bytes)),
             ("on tmpfs", render_size(summary.hot_used_bytes)),
             ("clones", ", ".join(detail.clones)),
+            ("scrubbed", render(summary.scrub) if summary.scrub is not None else ""),
             *(("warning", warning) for warning in summary.warnings),
         )
     )
@@ -132,6 +134,9 @@ def print_snapshot(detail: SnapshotDetail) -> None:
         output.print_line("")
         output.print_line(f"not safe to copy unthinkingly (policy {snapshot.scan.policy}):")
         print_verdicts(told)
+    if summary.scrub is not None and (summary.scrub.found or summary.scrub.not_searched):
+        output.print_line("")
+        print_proof(summary.scrub)
     if detail.members:
         output.print_line("")
         output.print_line("members of its family, each compared with all before it:")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from . import complete, output, params
+from .prove import print_proof
 from .verb import Cli, make_group, verb
 
 if TYPE_CHECKING:
     from ..engine.context import Context
+    from ..engine.snapshot import Scrubbing
     from ..engine.views import SnapshotDetail, SnapshotSummary
     from ..errors import LivecloneError
 
@@ -61,6 +64,28 @@ def create(
         bool, typer.Option("--wait-sealed", help="Return only when it would survive a reboot of the host.")
     ] = False,
     policy: params.Policy = "default",
+    scrub: Annotated[
+        bool,
+        typer.Option(
+            "--scrub", help="Take secrets out of the guest before, put them back after, and prove it."
+        ),
+    ] = False,
+    scrub_path: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="With --scrub: a file or folder of the guest that is secret, besides the known ones. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    scrub_unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="UNIT",
+            help="With --scrub: a systemd unit that stands still meanwhile, since it knows secrets. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Take a live snapshot of a running machine. Returns when clones can start; the machine runs on.
 
@@ -77,6 +102,7 @@ def create(
             method=CaptureMethod(method) if method else None,
             wait_sealed=wait_sealed,
             policy=policy,
+            scrub=_scrubbing(scrub, scrub_path or (), scrub_unit or ()),
         )
         taken = await snapshot.take(ctx, request)
         return views.summarize_snapshot(ctx, taken, 0)
@@ -92,6 +118,8 @@ def create(
         words = "sealed" if wait_sealed else "clones can start; sealing goes on in the background"
         pause = render_duration(summary.pause_ms / 1000)
         output.print_line(f"{summary.name}: {summary.source} stood still for {pause}; {words}")
+        if summary.scrub is not None:
+            print_proof(summary.scrub)
     if not cli.json:
         for warning in summary.warnings:
             output.print_warning(warning)
@@ -100,6 +128,20 @@ def create(
             output.print_warning(
                 f"not safe to copy unthinkingly: {things} in {summary.source}; liveclone snapshot show {summary.name}"
             )
+
+
+def _scrubbing(wanted: bool, paths: Sequence[str], units: Sequence[str]) -> Scrubbing | None:
+    from ..engine.snapshot import Scrubbing
+    from ..errors import Refused
+
+    if not wanted and (paths or units):
+        raise Refused(
+            "--scrub-path and --scrub-unit mean nothing without --scrub",
+            code="no-scrub",
+            tried="reading the options",
+            next_step="add --scrub",
+        )
+    return Scrubbing(paths=tuple(paths), units=tuple(units)) if wanted else None
 
 
 def list_(cli: Cli) -> None:

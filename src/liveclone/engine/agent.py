@@ -20,6 +20,9 @@ from ..formats import agent_frames
 # The agent is told less than we wait, so that it can say what hung before we give up on it.
 _SLACK_S = 2.0
 
+# Of virtio-serial: 128 buffers of a page each for what comes from the host, used one after the other and never freed.
+_PORT_BYTES = 128 * 4096
+
 # When a call that may be repeated is asked again, at first; each time the wait doubles. Longer than `identify` takes:
 # an agent that is asked twice has more to do just when it should be quick.
 _ASK_AGAIN_S = 0.5
@@ -82,6 +85,14 @@ class Agent:
             seen=failure.message,
             next_step=f"liveclone logs {self.name}",
         )
+
+    async def overwrite(self) -> None:
+        """Overwrite what the guest's kernel still has of earlier requests in the port's buffers: blanks mean nothing."""
+        line = b" " * 4095 + b"\n"
+        for _ in range(2 * _PORT_BYTES // len(line)):
+            self._writer.write(line)
+            await self._writer.drain()
+        await self.call("ping", deadline_s=30.0, repeat=True)
 
     async def _ask(
         self, request: bytes, request_id: str, name: str, wait_s: float | None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from ..host import locks
 from ..model.machine import Machine
-from . import recover
+from . import recover, scrub
 from .context import BUSY_DEADLINE_S, Context
 
 
@@ -22,4 +22,6 @@ async def hold_machine(ctx: Context, machine_id: str, what: str) -> AsyncIterato
         machine = ctx.machines.load(machine_id)
         if ctx.journal(machine_id).read() is not None:
             machine = await recover.settle(ctx, machine)
+        elif scrub.is_due(ctx, machine):
+            await recover.bring_back(ctx, machine)
         yield machine

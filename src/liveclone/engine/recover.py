@@ -20,7 +20,7 @@ from ..host import files, process
 from ..model.machine import Machine
 from ..store.journal import Entry
 from . import agent as agents
-from . import disposal, identify, wiring
+from . import disposal, identify, scrub, wiring
 from .context import Context
 
 
@@ -110,9 +110,22 @@ async def _renew(ctx: Context, machine: Machine) -> Machine:
                 await identify.refresh(agent, renewed, b"\0" * 32, "")
                 ctx.machines.save(renewed)
                 machine = renewed
+                await scrub.put_back(ctx, machine, agent)
     finally:
         await handle.close()
     return machine
+
+
+async def bring_back(ctx: Context, machine: Machine) -> None:
+    """Bring secrets back that an earlier command could not; a silent agent, or a stopped machine, is left for later."""
+    with contextlib.suppress(LivecloneError):
+        if process.is_alive(machine.process):
+            handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+            try:
+                async with agents.connect(handle, machine.name) as agent:
+                    await scrub.put_back(ctx, machine, agent)
+            finally:
+                await handle.close()
 
 
 def _drop(ctx: Context, machine: Machine, snapshot_id: str, memory: Path, *, keep_layer: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 
 from ..errors import NotFound
 from ..host import locks
-from . import disposal
+from . import disposal, scrub
 from .context import Context
 from .holding import hold_machine
 
@@ -18,7 +18,7 @@ async def settle(ctx: Context, text: str) -> list[str]:
         NotFound: there is no such machine. Conflict: another command works on it and does not end.
     """
     machine = ctx.machines.find(text)
-    interrupted = ctx.journal(machine.id).read() is not None
+    interrupted = ctx.journal(machine.id).read() is not None or scrub.is_due(ctx, machine)
     with contextlib.suppress(NotFound):  # settling may mean to remove it
         async with hold_machine(ctx, machine.id, f"repair of {machine.name}"):
             pass
@@ -29,7 +29,7 @@ async def settle_all(ctx: Context) -> list[str]:
     """Settle every interrupted operation that nobody is working on; returns the names of the machines concerned."""
     settled = []
     for machine in ctx.machines.list():
-        if ctx.journal(machine.id).read() is None:
+        if ctx.journal(machine.id).read() is None and not scrub.is_due(ctx, machine):
             continue
         if locks.is_held(ctx.layout.lock(f"machine-{machine.id}")):
             continue

@@ -28,7 +28,7 @@ from ..model.machine import Hardware, Machine, MachineState, Memory, MemorySourc
 from ..model.network import NetworkKind, Port
 from ..units import MIB, render_size
 from . import agent as agents
-from . import capacity, death, disposal, identify, parts, wiring
+from . import capacity, death, disposal, identify, parts, scrub, wiring
 from .context import Context
 from .holding import hold_machine
 
@@ -246,6 +246,10 @@ async def _come_up(
             if first:
                 await identify.become(agent, machine, b"\0" * 32, "")
             await wiring.connect(ctx, handle, machine, agent)
+            with contextlib.suppress(
+                LivecloneError
+            ):  # it had stopped while they were out; kept for the next command
+                await scrub.put_back(ctx, machine, agent)
     machine = wiring.publish(ctx, machine)
     ctx.machines.save(machine)
     return machine

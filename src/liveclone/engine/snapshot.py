@@ -3,12 +3,14 @@
     step        what                                               its undo
     scan        agent: what is not safe to copy; policy: refuse?   -
     prepare     agent: observe the identity, application hooks     agent: resume hooks
+    scrub       if asked for: secrets leave the guest              put them back
     capture     driver: all that can be done while it runs, then   the driver's
       unplug      every NIC                                        plug them again, configure
       pause       freeze disk, state, memory, run                  resume in the old process, on the old layer
     commit      the machine's manifest names its new layer         -  (from here on: forward only)
-    resume      NICs back; agent: new generation, fresh entropy    -  the snapshot stands; a failure is reported,
-                                                                     a failed `resumed` hook as a warning
+    resume      NICs back; agent: new generation, fresh entropy,   -  the snapshot stands; a failure is reported,
+                secrets back                                         a failed `resumed` hook as a warning
+    proof       if scrubbed: the parts are searched for them       -
     manifest    the snapshot's manifest: clones can start          -
     seal        digests, durable copy, in a process of its own     -
 
@@ -29,17 +31,18 @@ from typing import Any
 from .. import trace
 from ..drivers.base import Captured, CapturePlan, Handle
 from ..errors import LivecloneError
-from ..host import files, process
+from ..host import disk_layers, files, process
 from ..model.base import now
 from ..model.machine import Machine
+from ..model.scrub import Scrub
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from . import agent as agents
-from . import death, identify, parts, remove, scan, seal, wiring
+from . import death, identify, parts, remove, scan, scrub, seal, search, wiring
 from .context import Context
 from .holding import hold_machine
-from .snapshot_plan import Request, Work, check_state, plan
+from .snapshot_plan import Request, Scrubbing, Work, check_state, plan
 
-__all__ = ["Request", "take"]
+__all__ = ["Request", "Scrubbing", "take"]
 
 
 async def take(ctx: Context, request: Request) -> Snapshot:
@@ -146,6 +149,8 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
         problem = await _reconnect(work, captured.handle, changed)
         trace.at("snapshot.reconnected")
         with _forward_only(machine, "running"):
+            if work.scrub is not None:
+                work.proof = await _prove(work)
             snapshot = _write_manifest(work, captured)
         if problem is not None:
             # The snapshot is good; the journal stays, so that the next command, or `repair`, mends the source.
@@ -183,6 +188,7 @@ async def _reconnect(work: Work, handle: Handle, machine: Machine) -> LivecloneE
             await loading
             ctx.evidence(work.id).record(evidence)
             work.mark("refresh")
+            work.warnings += await scrub.put_back(ctx, machine, agent)
     except LivecloneError as error:
         return error
     return None
@@ -197,6 +203,11 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         work.mark("prepare")
         trace.at("snapshot.prepared")
         undo.push_async_callback(_undo_prepare, work, handle)
+        if work.scrub is not None:
+            journal.note("scrub")
+            work.taken = await scrub.take_out(ctx, machine, handle, agent, work.scrub.paths, work.scrub.units)
+            work.mark("scrub")
+            trace.at("scrub.clean")
         # Still connected when the state is saved: in a clone the agent's port is connected from the start.
         return await _capture(work, handle, undo)
 
@@ -253,9 +264,10 @@ async def _undo_prepare(work: Work, handle: Handle) -> None:
             async with agents.connect(handle, machine.name) as agent:
                 await wiring.configure(machine, agent)
                 await identify.refresh(agent, machine, work.key, work.id)
+                await scrub.put_back(ctx, machine, agent)
         except LivecloneError:
             if process.is_alive(machine.process):
-                work.unsettled.append("without its network")
+                work.unsettled.append("without its network or its secrets")
 
     await asyncio.shield(carry_out())
 
@@ -281,6 +293,15 @@ def _commit(work: Work, captured: Captured) -> Machine:
     )
     ctx.machines.save(changed)
     return changed
+
+
+async def _prove(work: Work) -> Scrub:
+    """Search what has been captured for what was taken out."""
+    layers = disk_layers.find_layers(work.folder / parts.DISK)
+    places = search.Places(work.memory, work.folder / parts.STATE, layers)
+    found = await asyncio.to_thread(search.search, places, work.taken.secrets(), work.ctx.progress)
+    work.mark("proof")
+    return found
 
 
 def _write_manifest(work: Work, captured: Captured) -> Snapshot:
@@ -318,6 +339,7 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         layers=machine.layers,
         items=work.items,
         scan=work.scan,
+        scrub=work.proof,
         warnings=work.warnings,
         capture=Capture(
             method=work.method,

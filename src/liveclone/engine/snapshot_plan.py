@@ -14,16 +14,26 @@ from ..ids import check_name, new_id
 from ..model.identity import ItemReport
 from ..model.machine import Machine, MachineState, MemorySource
 from ..model.scan import Scan
+from ..model.scrub import Scrub
 from ..model.snapshot import CaptureMethod
 from ..store.journal import Journal
 from . import capacity
 from .context import Context
+from .scrub import Taken
 
 _BY_MEMORY = {
     MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
     MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
     MemorySource.PRIVATE_DISK: CaptureMethod.STREAM,
 }
+
+
+@dataclass(frozen=True)
+class Scrubbing:
+    """That secrets are to be taken out: the well-known ones, those at `paths`; `units` stand still meanwhile."""
+
+    paths: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Request:
     method: CaptureMethod | None = None
     wait_sealed: bool = False
     policy: str = policies.DEFAULT  # what decides which findings of the scan refuse the snapshot
+    scrub: Scrubbing | None = None
 
 
 @dataclass
@@ -62,6 +73,9 @@ class Work:
     marked: float = 0.0
     layered: bool = False  # the driver may have put the next layer on, and deletes it when it is off again
     keeps_folder: bool = False  # what the guest writes stands on the frozen layer in it
+    scrub: Scrubbing | None = None
+    taken: Taken = field(default_factory=Taken)  # out of the guest
+    proof: Scrub | None = None
     unsettled: list[str] = field(default_factory=list)  # what the undo left; the journal stays, for `repair`
 
     def end(self) -> None:
@@ -135,6 +149,7 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         folder=ctx.layout.snapshot(snapshot_id),
         next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
         memory=ctx.layout.hot_image(snapshot_id),
+        scrub=request.scrub,
     )
 
 

@@ -17,6 +17,7 @@ from ..model.identity import Evidence
 from ..model.machine import Machine, MachineState
 from ..model.network import Port
 from ..model.scan import Action
+from ..model.scrub import Scrub
 from ..model.snapshot import Snapshot, SnapshotState
 from . import remove
 from .context import Context
@@ -76,6 +77,7 @@ class SnapshotSummary(Value, frozen=True, kw_only=True):
     clones: int  # that exist now
     warnings: tuple[str, ...] = ()  # what went wrong with the source's applications when it was taken
     unsafe: int = 0  # findings of its scan that the policy warns of
+    scrub: Scrub | None = None  # of one that was scrubbed
     created_at: datetime.datetime
 
 
@@ -183,6 +185,7 @@ def summarize_snapshot(ctx: Context, snapshot: Snapshot, clones: int) -> Snapsho
         clones=clones,
         warnings=snapshot.warnings,
         unsafe=len(snapshot.scan.of(Action.WARN)) if snapshot.scan is not None else 0,
+        scrub=snapshot.scrub,
         created_at=snapshot.created_at,
     )
 

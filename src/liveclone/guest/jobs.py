@@ -110,6 +110,11 @@ class Jobs:
             job.close()
         return {}
 
+    def count(self) -> int:
+        """Return how many commands there are that the host has not closed."""
+        with self._lock:
+            return len(self._jobs)
+
     def orphan_all(self) -> None:
         """This machine has become a clone: those who started the commands talk to its source, not to us."""
         with self._lock:

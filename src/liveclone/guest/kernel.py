@@ -9,9 +9,14 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import time
 
-from . import netlink, sockets
+from . import netlink, process, sockets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
@@ -107,3 +112,24 @@ class Kernel:
                 for link in route.links()
                 if link.mac and not link.loopback
             ]
+
+    def systemctl(self, *words: str) -> tuple[int, str]:
+        """Let systemd do something; return the exit code and the last of what was said."""
+        output = process.Output()
+        try:
+            code = process.start(["systemctl", *words], stdout=output.fd, stderr=output.fd).wait()
+        finally:
+            said = output.tail()
+        return code, said
+
+    def clean(self) -> dict[str, Any]:
+        """Clean free blocks and free memory; return what was done (`clean`)."""
+        from . import clean
+
+        return {"disks": clean.clean_disks(), "memory_bytes": clean.fill_memory()}
+
+    def renew(self) -> None:
+        """Become a new process with the same program and number; nothing of our memory is left in it."""
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read().rstrip(b"\0").split(b"\0")
+        os.execv(sys.executable, words)

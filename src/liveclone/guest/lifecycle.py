@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import files, generation, parameters, renewal, restart
+from . import files, generation, parameters, renewal, restart, scrubbed
 from .context import Context
 from .errors import CallError, log_exception
 from .hooks import check_hooks, find_hooks, run_hooks
@@ -130,6 +130,10 @@ class Lifecycle:
                 except Exception:
                     log_exception(f"warming item {item.name}")
 
+    def go_on(self) -> None:
+        """Put back what waits for this agent, which is about to become a new process."""
+        self._others.put_back()
+
     def _renew(self, request: Request, call: str, event: str, items: list[Item]) -> dict[str, Any]:
         ctx = self._context(request)
         ctx.generation = generation.check(request.args.get("generation"))
@@ -170,7 +174,7 @@ class Lifecycle:
         # what its disk says: its source's identity.
         ctx.request.later += [
             lambda: files.sync(ctx.touched),
-            *([self._settle] if event == "cloned" else []),
+            *([self._settle, self._finish_scrub] if event == "cloned" else []),
             *ctx.later,
         ]
         answers = self._subscribers.tell(ctx, event)
@@ -193,6 +197,9 @@ class Lifecycle:
     def _settle(self) -> None:
         self.settled.wait(_SETTLE_S)
         self._others.put_back()
+
+    def _finish_scrub(self) -> None:
+        scrubbed.finish(self._root, self._kernel)
 
     def _put_back_in_time(self) -> None:
         """End a source's `prepare`, whatever becomes of the snapshot, and when what was put off has been done meanwhile."""

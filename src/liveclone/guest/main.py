@@ -16,7 +16,7 @@ import time
 
 from . import PROTOCOL, VERSION, files, generation, process
 from .channel import Channel
-from .errors import log, log_exception
+from .errors import CallError, log, log_exception
 from .items import load_items
 from .jobs import Jobs
 from .kernel import Kernel
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .server import Call
 
 CONTROL_PORT = "org.liveclone.agent.0"
+SCRUB_STEPS = ("stop", "read", "remove", "clean", "restore", "start")
 EXEC_PORT = "org.liveclone.exec.0"
 _STACK_BYTES = 512 * 1024  # of a thread; the default of 8 MiB is only address space, but is counted by limits
 _AFTER_FAILURE_S = 1.0
@@ -51,6 +52,8 @@ class Agent:
         self.workers = Workers(go_first=go_first)
         self.jobs = Jobs()
         self.servers: list[Server] = []
+        self._scrubbing = threading.Lock()
+        self._renewing = False
         self.subscribers = Subscribers(root)
         self.lifecycle = Lifecycle(
             root, self.kernel, load_items(), self.workers, self.subscribers, self.jobs.orphan_all
@@ -64,6 +67,8 @@ class Agent:
             "identify": self.lifecycle.identify,
             "resume": self.lifecycle.resume,
             "network": self.network.configure,
+            "renew": self.renew,
+            **{f"scrub_{step}": self._scrubber(step) for step in SCRUB_STEPS},
             "exec_start": self.jobs.start,
             "exec_io": self.jobs.io,
             "exec_signal": self.jobs.signal,
@@ -91,6 +96,36 @@ class Agent:
         from .scan import scan  # a third of the agent's code, for one call
 
         return scan(self.root, request, self.subscribers.pids())
+
+    def _scrubber(self, step: str) -> Call:
+        def call(request: Request) -> dict[str, Any]:
+            from .scrub import Scrub  # seldom needed, as `scan`
+
+            if self._renewing or not self._scrubbing.acquire(blocking=False):
+                raise CallError("busy", "the agent scrubs, or begins anew")
+            try:
+                result: dict[str, Any] = getattr(Scrub(self.root, self.kernel), step)(request)
+                return result
+            finally:
+                self._scrubbing.release()
+
+        return call
+
+    def renew(self, request: Request) -> dict[str, Any]:
+        """Become a new process once the reply is out: all that this one has in its memory is gone with it."""
+        if self.jobs.count():
+            raise CallError("busy", "commands of the host run; they would be lost")
+
+        def become_new() -> None:
+            try:
+                self.lifecycle.go_on()
+                self.kernel.renew()
+            finally:
+                self._renewing = False
+
+        self._renewing = True
+        request.later.append(become_new)
+        return {}
 
     def warm(self) -> None:
         """Go once through what the host will ask for, so that it is loaded and in memory by then."""

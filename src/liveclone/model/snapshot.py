@@ -10,6 +10,7 @@ from .identity import ItemReport
 from .machine import Boot, Hardware
 from .network import NetworkKind
 from .scan import Scan
+from .scrub import Scrub
 
 
 class CaptureMethod(enum.Enum):
@@ -80,3 +81,4 @@ class Snapshot(Value, frozen=True, kw_only=True):
         str, ...
     ] = ()  # what went wrong with the source's applications and harms neither it nor clones
     capture: Capture
+    scrub: Scrub | None = None  # of a snapshot that was scrubbed: that nothing of what was taken out is in it

@@ -2,7 +2,7 @@
 
     HOME/                              durable: $LIVECLONE_HOME
       images/NAME/                     manifest.json disk.qcow2 vmlinuz initrd
-      machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log
+      machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log scrubbed.json
       snapshots/ID/                    manifest.json state memory disk.qcow2 key evidence/MACHINE.json seal.log
       network/                         macs leases.json
       host.key                         signs evidence (identity/signature.py)

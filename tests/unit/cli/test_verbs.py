@@ -460,6 +460,44 @@ def test_an_audit_that_finds_something_fails(home: Home) -> None:
     home.remove_all()
 
 
+def test_a_snapshot_is_searched_for_secrets(home: Home, tmp_path: Path) -> None:
+    secret = "gho_16C7e42F292c6912E7710c838347Ae178B4a"
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    (needles := tmp_path / "needles").write_text(f"{secret}\nshort\n")
+    home.run("exec", "web", "--", "sh", "-c", f"echo {secret} > etc/token")
+    home.run("snapshot", "web", "--name", "warm")
+    ended = home.call("prove", "warm", "--needles", str(needles))
+    assert ended.returncode == 9
+    lines = ended.stdout.decode().splitlines()
+    assert lines[1].split()[:3] == ["line", "1", "memory"]
+    assert lines[-1].startswith("2 secrets, 1 found (")
+    assert "line 2 was not searched for: it is too short, or too regular" in lines
+    assert secret not in ended.stdout.decode()
+    needles.write_text("hex:" + bytes(range(80, 112)).hex())
+    assert home.run("prove", "warm", "--needles", str(needles)).startswith("1 secret, 0 found (")
+    proof = home.json("prove", "warm", "--needles", str(needles))
+    assert proof["found"] == []
+    assert {"memory", "device state", "disk image", "disk image, file"} <= set(proof["searched_bytes"])
+    assert home.fail(4, "prove", "warm", "--needles", "/nowhere")["error"] == "no-such-file"
+    needles.write_text("hex:zz")
+    assert home.fail(3, "prove", "warm", "--needles", str(needles))["error"] == "bad-needles"
+    home.remove_all()
+
+
+def test_a_scrubbed_snapshot_shows_its_proof(home: Home) -> None:
+    secret = "gho_16C7e42F292c6912E7710c838347Ae178B4a"
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    home.run("exec", "web", "--", "sh", "-c", f"echo {secret} > etc/token")
+    text = home.run("snapshot", "web", "--scrub", "--scrub-path", "/etc/token")
+    assert re.search(r"^3 secrets, 0 found \(.* searched in .*\)$", text, re.MULTILINE)
+    home.run("exec", "web", "--", "grep", "-q", secret, "etc/token")
+    assert re.search(r"^  scrubbed +3 secrets, 0 found", home.run("show", "web-1"), re.MULTILINE)
+    assert home.json("snapshot", "show", "web-1")["snapshot"]["scrub"]["found"] == []
+    assert home.fail(3, "snapshot", "web", "--scrub-path", "/etc/token")["error"] == "no-scrub"
+    assert home.fail(9, "snapshot", "web", "--scrub", "--scrub-unit", "x.service")["error"] == "agent-no-unit"
+    home.remove_all()
+
+
 def test_ctrl_c_undoes_and_says_so(home: Home, tmp_path: Path) -> None:
     """A run that waits for a guest that never answers; the machine that it was making goes."""
     home.environment["LIVECLONE_FAKE_FAULT"] = "web:mute:agent"

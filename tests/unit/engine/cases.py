@@ -17,7 +17,17 @@ from liveclone.engine import remove, run, seal
 from liveclone.model.snapshot import CaptureMethod
 from tests.contract.children import Children, Ended
 
-from .world import World, clone_job, run_job, seal_job, snapshot_job, start_job, without_sealing
+from .world import (
+    SCRUB,
+    World,
+    clone_job,
+    run_job,
+    scrub_job,
+    seal_job,
+    snapshot_job,
+    start_job,
+    without_sealing,
+)
 
 SOURCE = Path(__file__).resolve().parents[3] / "src" / "liveclone"
 
@@ -30,6 +40,7 @@ OPERATIONS = {
     "stream": ("stream",),
     "clone": ("clone",),
     "seal": ("seal",),
+    "scrub": ("scrub", "snapshot"),
 }
 
 
@@ -48,7 +59,7 @@ class Case:
 
     @property
     def takes_snapshot(self) -> bool:
-        return self.operation in ("handover", "background", "stream")
+        return self.operation in ("handover", "background", "stream", "scrub")
 
     async def prepare(self) -> None:
         """Bring the home into the state in which the operation begins."""
@@ -64,6 +75,8 @@ class Case:
             await run.start(world.ctx, "web")
         if self.operation == "start":
             await run.stop(world.ctx, "web", force=True)
+        if self.operation == "scrub":
+            await world.write("web", "/srv/token", "to be there")
         if self.operation == "seal":
             await world.snapshot("web", "new", CaptureMethod.STREAM)
 
@@ -72,6 +85,7 @@ class Case:
             "run": (run_job, ("new",)),
             "start": (start_job, ("web",)),
             "clone": (clone_job, ("base", "new")),
+            "scrub": (scrub_job, ("web", "new")),
             "seal": (
                 seal_job,
                 (self.world.ctx.snapshots.find("new").id if self.operation == "seal" else "",),
@@ -89,6 +103,8 @@ class Case:
             return await run.start(world.ctx, "web")
         if self.operation == "clone":
             return await world.clone("base", names=("new",))
+        if self.operation == "scrub":
+            return await world.snapshot("web", "new", scrub=SCRUB)
         return await world.snapshot("web", "new", CaptureMethod(self.operation))
 
     async def clean(self) -> None:

@@ -45,6 +45,7 @@ SNAPSHOT_PARTS = (
 )
 RAM = 128 * MIB
 IMAGE = "image"
+SCRUB = snapshot.Scrubbing(paths=("/srv/token",))
 
 
 class World:
@@ -252,6 +253,12 @@ def start_job(name: str) -> str:
 def snapshot_job(machine: str, name: str, method: str) -> str:
     without_sealing()
     request = snapshot.Request(machine=machine, name=name, method=CaptureMethod(method))
+    return asyncio.run(snapshot.take(open_context(), request)).id
+
+
+def scrub_job(machine: str, name: str) -> str:
+    without_sealing()
+    request = snapshot.Request(machine=machine, name=name, scrub=SCRUB)
     return asyncio.run(snapshot.take(open_context(), request)).id
 
 

@@ -40,6 +40,9 @@ class RecordingKernel(Kernel):
         self.hung_up: list[str] = []
         self.forgot_tracked = 0
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
+        self.units: dict[str, str] = {}  # those of a guest, and their states
+        self.asked: list[tuple[str, ...]] = []
+        self.cleaned: list[str] = []
 
     def hostname(self) -> str:
         return self.name
@@ -72,6 +75,21 @@ class RecordingKernel(Kernel):
 
     def forget_tracked(self) -> None:
         self.forgot_tracked += 1
+
+    def systemctl(self, *words: str) -> tuple[int, str]:
+        self.asked.append(words)
+        command, *units = [word for word in words if not word.startswith("-")]
+        if command == "is-active":
+            return 0, "\n".join(self.units.get(unit, "inactive") for unit in units)
+        self.units.update(dict.fromkeys(units, "active" if command == "start" else "inactive"))
+        return 0, ""
+
+    def clean(self) -> dict[str, Any]:
+        self.cleaned.append("rest")
+        return {"disks": [], "memory_bytes": 0}
+
+    def renew(self) -> None:
+        self.cleaned.append("agent")
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         return self.cards

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 AGENT = __name__.partition(".drivers.")[0] + ".guest"
 
 # Only calls that are known here: a new one might mean the host's system instead of this one.
-_SAFE = ("ping", "observe", "scan", "prepare", "identify", "resume")
+_SAFE = (
+    *("ping", "observe", "scan", "prepare", "identify", "resume", "renew"),
+    *("scrub_stop", "scrub_read", "scrub_remove", "scrub_clean", "scrub_restore", "scrub_start"),
+)
 
 
 class Agent:
@@ -78,7 +81,7 @@ class Agent:
                 }
                 request.args["cwd"] = request.args.get("cwd") or str(self.guest.root)
             result = call(request)
-            if name in ("identify", "resume"):
+            if name in ("identify", "resume", "scrub_remove", "scrub_restore"):
                 request.later.append(self.guest.flush)
             if name in ("identify", "resume"):
                 result = dict(result, items=self._faults.distort(result["items"]))

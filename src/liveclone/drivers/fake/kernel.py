@@ -63,6 +63,15 @@ class FakeKernel:
     def forget_tracked(self) -> None:
         pass
 
+    def systemctl(self, *words: str) -> tuple[int, str]:
+        return (3, "inactive") if words[0] == "is-active" else (0, "")  # this guest has no services
+
+    def clean(self) -> dict[str, Any]:
+        return {"disks": [], "memory_bytes": 0}
+
+    def renew(self) -> None:
+        """Go on: this agent is a part of its machine's process."""
+
     def draw(self, count: int) -> bytes:
         with self._lock:
             drawn = hashlib.shake_256(self._pool + b"draw").digest(count)

@@ -11,6 +11,8 @@ network card, so it waits at the lowest priority until the clone has its network
 at a pending SIGHUP before it looks at a connection. An RSA key in the making is itself state that a clone of this
 clone would share, so the next reset kills it and starts over.
 
+Of a snapshot that was scrubbed the keys are absent; a clone makes new ones of the kinds that there were.
+
 NOT HANDLED: keys that sshd_config names outside /etc/ssh/ssh_host_*_key. Their absence from `details` is the
 tripwire.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 import os
 import signal
 
-from .. import files, priority, process, sshkey
+from .. import files, priority, process, scrubbed, sshkey
 from ..context import Context
 from ..errors import log_exception
 from . import Item
@@ -62,25 +64,26 @@ class SshHostKeys(Item):
         if self._rsa is not None:
             self._rsa.kill()
         old = dict(_find_keys(ctx))
-        if not old and not self._rsa_due:
+        kinds = {*old, *scrubbed.load(ctx.root)["keys"]}
+        if not kinds and not self._rsa_due:
             return {}
-        bits = _ecdsa_bits(files.find_text(old["ecdsa"] + ".pub")) if "ecdsa" in old else 0
+        bits = _ecdsa_bits(files.find_text(old["ecdsa"] + ".pub") if "ecdsa" in old else None)
         for path in old.values():
             files.remove(path)
             files.remove(path + ".pub")
             ctx.touched.append(path)
         comment = f"root@{ctx.hostname or ctx.kernel.hostname()}"
         draw = ctx.kernel.draw
-        if "ed25519" in old or "ecdsa" not in old:
+        if "ed25519" in kinds or "ecdsa" not in kinds:
             _write_pair(ctx, "ed25519", sshkey.make_ed25519(draw, comment))
-        if "ecdsa" in old:
+        if "ecdsa" in kinds:
             _write_pair(ctx, "ecdsa", sshkey.make_ecdsa(draw, comment, bits))
         sshd = find_sshd(ctx)
         if sshd is not None:
             priority.put_last(sshd)
             _hang_up(sshd)
             ctx.later.append(lambda: _put_back(ctx, sshd))
-        if "rsa" in old or self._rsa_due:
+        if "rsa" in kinds or self._rsa_due:
             self._rsa_due = True
             turn = self._turn
             ctx.later.append(lambda: self._make_rsa(ctx, comment, turn))
@@ -88,7 +91,7 @@ class SshHostKeys(Item):
         return {}
 
     def warm(self, ctx: Context) -> None:
-        if _find_keys(ctx):
+        if _find_keys(ctx) or scrubbed.load(ctx.root)["keys"]:
             sshkey.warm()
 
     def _make_rsa(self, ctx: Context, comment: str, turn: int) -> None:

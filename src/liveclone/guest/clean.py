@@ -1,0 +1,172 @@
+"""Clean what is free: blocks of the disks, then pages of memory. Both still hold what was in them when they were freed.
+
+    blocks   a file of zeros takes all there are, step by step, and goes; then FITRIM discards them
+    pages    caches are dropped, then all free pages are taken, which the kernel clears for whoever takes them
+
+FITRIM alone would do for large free areas only: a hypervisor discards whole clusters (64 KiB), and a deleted file may lie
+in one beside others. The file system is full for the moment in which the last step is written; the system is short of
+memory for none: pages are taken as long as there are free ones, and nobody has to make room.
+
+Sources: FITRIM of linux/fs.h; /proc/sys/vm (Documentation/admin-guide/sysctl/vm.rst); /proc/zoneinfo (proc(5)).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_FITRIM = 0xC0185879  # _IOWR('X', 121, struct fstrim_range)
+_FILLER = ".liveclone-zeros"
+_FILE_STEP = 8 * 1024 * 1024
+_LAST_STEP = 4096
+_MOST_FILLED = 8 * 1024 * 1024 * 1024  # of one file system; a larger one is only trimmed, and that is said
+
+_MEMORY_STEP = 512 * 1024
+_LEFT_BYTES = 512 * 1024  # of free memory, besides what the kernel keeps for itself
+_POPULATE = 0x8000  # MAP_POPULATE, linux/mman.h; in Python 3.10 and later
+_VM = "/proc/sys/vm"
+_KEPT_KIB = "1024"  # what the kernel keeps for itself meanwhile
+
+
+def clean_disks() -> list[dict[str, Any]]:
+    """Clean the free blocks of all file systems on disks that can be written; return what was done with each."""
+    seen = set()
+    done = []
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        entries = [line.split() for line in mounts]
+    for device, place, _, options, *_ in entries:
+        if not device.startswith("/dev/") or device in seen or "ro" in options.split(","):
+            continue
+        seen.add(device)
+        place = place.encode("utf-8", "surrogateescape").decode("unicode_escape")
+        facts = os.statvfs(place)
+        is_filled = facts.f_bfree * facts.f_frsize <= _MOST_FILLED
+        filled = 0
+        if is_filled:
+            with _without_reserve(place):
+                filled = _fill(place)
+        os.sync()  # FITRIM takes what was freed for free when the journal says so
+        done.append({"place": place, "filled": is_filled, "bytes": filled, "trimmed_bytes": _trim(place)})
+    return done
+
+
+@contextmanager
+def _without_reserve(place: str) -> Iterator[None]:
+    """Let the file system give out in the block what it keeps for its own use: ext4 keeps up to 16 MiB, even from root."""
+    device = os.stat(place).st_dev
+    name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+    path = f"/sys/fs/ext4/{name}/reserved_clusters"
+    if not os.path.exists(path):
+        yield
+        return
+    with open(path, encoding="ascii") as file:
+        before = file.read()
+    with open(path, "w", encoding="ascii") as file:
+        file.write("0")
+    try:
+        yield
+    finally:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(before)
+
+
+def _fill(place: str) -> int:
+    """Write zeros until there is no free block; return how many bytes."""
+    path = os.path.join(place, _FILLER)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError:  # a file system that has no such thing
+        fd = os.open(path, flags | os.O_DSYNC, 0o600)
+    zeros = mmap.mmap(-1, _FILE_STEP)  # begins at a page, as O_DIRECT wants it
+    try:
+        os.unlink(path)  # whatever happens to us, it goes
+        size, done = _FILE_STEP, 0
+        while size >= _LAST_STEP:
+            try:
+                done += os.writev(fd, [memoryview(zeros)[:size]])
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size //= 2
+        return done
+    finally:
+        os.close(fd)
+
+
+def _trim(place: str) -> int:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer: bytes = fcntl.ioctl(fd, _FITRIM, struct.pack("QQQ", 0, (1 << 64) - 1, 0))
+        trimmed: int = struct.unpack("QQQ", answer)[1]
+        return trimmed
+    except OSError:
+        return 0  # this file system, or its disk, has no such thing; the zeros are there
+    finally:
+        os.close(fd)
+
+
+def fill_memory() -> int:
+    """Drop caches, then take all free memory for a moment; return how many bytes."""
+    taken: list[mmap.mmap] = []
+    _write("drop_caches", "3")
+    _write("compact_memory", "1")
+    try:
+        with _keeping_little():
+            for _ in range(_free_bytes() // _MEMORY_STEP):
+                if _free_bytes() < _LEFT_BYTES + _MEMORY_STEP:
+                    break
+                taken.append(mmap.mmap(-1, _MEMORY_STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
+        return len(taken) * _MEMORY_STEP
+    finally:
+        for piece in taken:
+            piece.close()
+
+
+@contextmanager
+def _keeping_little() -> Iterator[None]:
+    """Let the kernel keep less memory for itself in the block, so that there is less that is not cleaned."""
+    names = ("min_free_kbytes", "watermark_scale_factor")
+    before = [_read(name) for name in names]
+    try:
+        for name, value in zip(names, (_KEPT_KIB, "1")):
+            if int(_read(name)) > int(value):
+                _write(name, value)
+        yield
+    finally:
+        for name, text in zip(names, before):
+            _write(name, text)
+
+
+def _free_bytes() -> int:
+    """Return the memory that is free above the mark under which the kernel would take some from others."""
+    total = free = high = 0
+    with open("/proc/zoneinfo", encoding="ascii") as file:
+        for line in file:
+            words = line.replace("(", "").replace(")", "").replace(",", "").split()
+            if words[:2] == ["pages", "free"]:
+                free = int(words[2])
+            elif words[:1] == ["high"]:
+                high = int(words[1])
+            elif words[:1] == ["protection:"]:  # the last of a zone that counts here
+                total += max(0, free - high - max(map(int, words[1:])))
+    return total * mmap.PAGESIZE
+
+
+def _read(name: str) -> str:
+    with open(f"{_VM}/{name}", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _write(name: str, text: str) -> None:
+    with open(f"{_VM}/{name}", "w", encoding="ascii") as file:
+        file.write(text)

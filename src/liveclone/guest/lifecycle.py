@@ -76,6 +76,12 @@ class Lifecycle:
             ]
         }
 
+    def find_shared(self, request: Request) -> list[Fixed]:
+        """Return the items that every clone will share, and that are not harmless."""
+        ctx = self._context(request)
+        fixed = [item for item in self.items if isinstance(item, Fixed) and item.hazard]
+        return [item for item in fixed if item.observe(ctx)[0] is not None]
+
     def prepare(self, request: Request) -> dict[str, Any]:
         """Report all items and let the applications prepare; if one cannot, all of them are told to go on."""
         ctx = self._context(request)

@@ -95,7 +95,7 @@ class Agent:
         """Tell what in this guest is not safe to copy; nothing is changed."""
         from .scan import scan  # a third of the agent's code, for one call
 
-        return scan(self.root, request, self.subscribers.pids())
+        return scan(self.root, request, self.subscribers.pids(), self.lifecycle.find_shared(request))
 
     def _scrubber(self, step: str) -> Call:
         def call(request: Request) -> dict[str, Any]:

@@ -8,13 +8,17 @@ from .request import Request, elapsed_ms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Sequence
     from typing import Any
 
+    from .items import Fixed
 
-def scan(root: str, request: Request, subscribed: Container[int] = ()) -> dict[str, Any]:
+
+def scan(
+    root: str, request: Request, subscribed: Container[int] = (), shared: Sequence[Fixed] = ()
+) -> dict[str, Any]:
     """Return `checks` (the names of those that ran), `findings` (with the check's name) and `failed`."""
-    guest = Guest(root, subscribed)
+    guest = Guest(root, subscribed, shared)
     names, findings, failed = [], [], []
     for check in load_checks():
         with request.step(f"check {check.name}"):

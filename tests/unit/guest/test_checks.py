@@ -19,11 +19,11 @@ from liveclone.guest.programs import Program, list_programs
 from liveclone.guest.request import Request
 from liveclone.guest.scan import scan
 
-from .conftest import Host
+from .conftest import Host, RecordingKernel
 
 NAMES = [
     *("connections", "containers", "enrolments", "environments", "fixed-addresses", "generators"),
-    *("jobs", "key-agents", "mounts", "secret-files"),
+    *("jobs", "key-agents", "mounts", "secret-files", "shared"),
 ]
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -96,6 +96,19 @@ def test_it_is_a_call_of_the_agent(host: Host, root: Path) -> None:
     told = host.call("scan")
     assert [one["check"] for one in told["findings"]] == ["enrolments"]
     assert told["checks"] == NAMES
+
+
+def test_what_all_clones_will_share_is_told_unless_it_is_harmless(
+    host: Host, root: Path, kernel: RecordingKernel
+) -> None:
+    kernel.cid = 7
+    write(root, "/sys/class/dmi/id/product_uuid", "4c4c4544-0000-2010-8020-80c04f202020\n")
+    write(root, "/dev/sda2", "\0" * 4096)
+    write(root, "/proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n")
+    found = host.call("scan")["findings"]
+    assert facts(found) == {("shared", "dmi_uuid", "accept"), ("shared", "vsock_cid", "accept")}
+    assert "licences" in next(one["advice"] for one in found if one["subject"] == "dmi_uuid")
+    assert "4c4c4544" not in str(found)
 
 
 def test_a_check_that_fails_is_told_and_keeps_no_other_from_running(

@@ -22,17 +22,20 @@ from ..programs import Program, list_programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
     from typing import ClassVar
+
+    from ..items import Fixed
 
     Finding = dict[str, str]
 
 
 class Guest:
-    """What the checks look at; read once for all of them. `subscribed` holds processes."""
+    """What the checks look at; read once for all of them. `subscribed` holds processes, `shared` items of this guest."""
 
-    def __init__(self, root: str, subscribed: Container[int] = ()) -> None:
+    def __init__(self, root: str, subscribed: Container[int] = (), shared: Sequence[Fixed] = ()) -> None:
         self.root = root
+        self.shared = shared
         self.programs: list[Program] = list_programs(root)
         self._hooks = find_hooks(root, "cloned")
         self._subscribed = {

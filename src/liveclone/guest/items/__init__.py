@@ -66,6 +66,9 @@ class Fixed(Item):
 
     required = False
     resettable = False
+    hazard: ClassVar[str] = (
+        ""  # what two machines that have it may come to; the scan tells, and the policy decides
+    )
 
 
 def load_items() -> list[Item]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class DmiUuid(Fixed):
     name = "dmi_uuid"
+    hazard = "inventories and licences that take it for the name of one machine mix up the clones"
 
     def observe(self, ctx: Context) -> Observed:
         return (files.find_bytes(ctx.path("/sys/class/dmi/id/product_uuid")) or b"").strip() or None, {}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 class VsockCid(Fixed):
     name = "vsock_cid"
+    hazard = "programs that keep it are wrong in a clone, whose hypervisor knows it by another one"
 
     def observe(self, ctx: Context) -> Observed:
         cid = ctx.kernel.vsock_cid()

@@ -30,7 +30,9 @@ STREAMS = Path(__file__).with_name("streams")
 
 ZERO, LIST, FULL, END, SAME = 0x02, 0x04, 0x08, 0x10, 0x20
 BLOCKS = {"pc.ram": 24, "vga.vram": 4, "/rom@etc/acpi/tables": 2}  # pages
-DEVICES = b"\x04\x00\x00\x00\x07\x03cpu" + bytes(range(256)) + b"\x00"
+DESCRIPTION = b'{"page_size": 4096, "devices": []}'
+DEVICE = b"\x04\x00\x00\x00\x07\x03cpu" + bytes(range(256))
+DEVICES = DEVICE + b"\x00\x06" + struct.pack(">I", len(DESCRIPTION)) + DESCRIPTION
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,69 @@ def test_consecutive_pages_come_as_one_run() -> None:
 
 
 def test_what_follows_the_first_device_is_kept_unseen() -> None:
-    stream = Writer([[Page("pc.ram", 0, 1)]]).render()
-    tail = bytes(range(256)) * 100
-    splitter, _ = split(stream + tail, [len(stream) - 3])
+    writer = Writer([[Page("pc.ram", 0, 1)]])
+    stream = writer.render()[: writer.offsets["devices"]]
+    tail = DEVICE + bytes(range(256)) * 100
+    splitter, _ = split(stream + tail, [len(stream) + 3])
     assert splitter.in_devices
-    assert splitter.feed(b"more") == []
-    assert splitter.finish().endswith(DEVICES + tail + b"more")
+    assert splitter.feed(DEVICES) == []
+    assert splitter.finish().endswith(tail + DEVICES)
+
+
+@pytest.mark.parametrize("size", [0, 4, 5, 6, 0xFF, 0x100, 0x106, 0x600, 0x10006, 0x60006])
+def test_the_end_is_known_by_its_description(size: int) -> None:
+    """Whatever its length looks like in bytes; and a byte more or less is not the end."""
+    writer = Writer([[Page("pc.ram", 0, 1)]])
+    stream = writer.render()[: writer.offsets["devices"]] + DEVICE
+    text = b"{" + b"x" * size + b"}"
+    end = b"\x00\x06" + struct.pack(">I", len(text)) + text
+    assert split(stream + end)[0].finish().endswith(end)
+    for bad in (end[:-1], end + b"}", end[:-1] + b"x", end + b"\0"):
+        splitter = split(stream + bad)[0]
+        with pytest.raises(Corrupt) as caught:
+            splitter.finish()
+        assert caught.value.on == f"offset {len(stream) + len(bad)}"
+
+
+def test_what_is_kept_can_be_taken_away_while_it_grows() -> None:
+    """A screen in motion is sent again and again."""
+    stream = Writer([[Page("vga.vram", 1, number + 1)] * 3 for number in range(20)]).render()
+    whole = split(stream)[0].finish()
+    splitter, drained, most = Splitter("pc.ram"), b"", 0
+    for at in range(0, len(stream), 5000):
+        splitter.feed(stream[at : at + 5000])
+        piece = splitter.drain()
+        drained, most = drained + piece, max(most, len(piece))
+    assert drained + splitter.finish() == whole
+    assert most < 4 * PAGE
+
+
+def test_what_the_stream_says_of_its_machine() -> None:
+    splitter, _ = split(Writer([[]]).render())
+    assert splitter.machine == "pc-q35-10.0"
+    assert splitter.blocks == {name: pages * PAGE for name, pages in BLOCKS.items()}
+    assert splitter.block_bytes == BLOCKS["pc.ram"] * PAGE
+
+
+def test_a_device_before_any_part_of_memory_is_refused() -> None:
+    """Or the memory would be taken for whole although not a page of it was seen."""
+    for name in ("configuration", "start", "part 0"):
+        writer = Writer([[Page("pc.ram", 1, 5)]])
+        stream = writer.render()[: writer.offsets[name]] + DEVICES
+        with pytest.raises(Corrupt) as caught:
+            split(stream)
+        assert "before any part of RAM" in caught.value.message
+        assert caught.value.on == f"offset {writer.offsets[name]}"
+
+
+def test_a_page_that_is_sent_again_counts_the_last_time() -> None:
+    again = [Page("pc.ram", 3, 0), Page("pc.ram", 3, 8), Page("pc.ram", 4, 8), Page("pc.ram", 3, 9)]
+    rows = [Page("pc.ram", number % 12, number + 1) for number in range(24)]  # one row, two stretches
+    splitter, runs = split(Writer([again, rows, [Page("pc.ram", 5, 0)]]).render())
+    memory = paint(runs, splitter.block_bytes)
+    expected = [number + 13 for number in range(12)]
+    expected[5] = 0
+    assert [struct.unpack_from(">I", memory, number * PAGE)[0] for number in range(12)] == expected
 
 
 def test_known_subsections_of_the_configuration_are_kept() -> None:
@@ -249,6 +308,13 @@ U64 = struct.Struct(">Q").pack
         ("part 0", 5, U64(PAGE | 0x100), "flags 0x100", 5),  # compressed
         ("part 0", 5, U64(PAGE | FULL | ZERO), "flags 0xa", 5),
         ("part 0", 5, U64(24 * PAGE | FULL), "beyond the block's 0x18000", 5),
+        ("part 0", 5, U64((1 << 63) | FULL), "beyond the block's 0x18000", 5),
+        ("part 0", 5, U64(PAGE | END), "has an address", 5),
+        ("part 0", 5 + 8 + 1, b"pc.rum", "block b'pc.rum', which is not in the list", 5),
+        ("start", 16, b"\x05", "RAM of version 5", 0),
+        ("list", 0, U64((1 << 45) | LIST), "RAM of 0x", 0),
+        ("list", 8 + 7, U64(1 << 60), "does not add up", 8),
+        ("list", 8 + 7, U64(PAGE + 1), "does not add up", 8),
         ("devices", -9, b"\x06", "unknown kind 0x6", -9),
     ],
 )
@@ -280,10 +346,14 @@ def test_a_page_of_another_filling_than_zero_is_refused(filling: int) -> None:
 def test_a_stream_that_ends_early_is_refused(parts: list[list[Page]], cut: int) -> None:
     writer = Writer(parts)
     stream = writer.render()
-    short = stream[: cut % (writer.offsets["devices"] + 1)]
+    cut %= len(stream)
     with pytest.raises(Corrupt) as caught:
-        split(short)[0].finish()
-    assert "ends before any device state" in caught.value.message
+        split(stream[:cut])[0].finish()
+    expected = (
+        "ends before any device" if cut <= writer.offsets["devices"] else "ends within the device state"
+    )
+    assert expected in caught.value.message
+    assert caught.value.on == f"offset {cut}" or cut <= writer.offsets["devices"]
 
 
 @given(parts=parts, at=st.integers(0, 10**6), new=st.integers(0, 255), size=st.integers(1, 5000))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import Corrupt
 from ..units import PAGE
 from .stream_window import Run, Steps, Window
 
@@ -47,14 +48,16 @@ class PageRecords:
         """Read records up to and with their end."""
         window = self._window
         buffer = window.buffer
+        limit = self._blocks.get(self._current, 0)
         while True:
             if window.ahead < 8:
                 yield 8
-            head = int.from_bytes(buffer[window.position : window.position + 8], "big")
-            flags = head & FLAGS
+            at = window.position
+            head = int.from_bytes(buffer[at : at + 8], "big")
+            flags, address = head & FLAGS, head & ~FLAGS
             if flags == END:
-                if head != END:
-                    raise window.bad(f"the end of a section's pages has an address, {head:#x}")
+                if address:
+                    raise window.bad(f"the end of a section's pages has an address, {address:#x}")
                 window.keep(8)
                 return
             size = 8
@@ -64,24 +67,27 @@ class PageRecords:
                 yield 9 + length
                 self._current = window.peek(length, 9)
                 size = 9 + length
+                limit = self._blocks.get(self._current, 0)
             what = flags & ~SAME_BLOCK
             if what not in (FULL, ZERO):
                 raise window.bad(f"page record with flags {flags:#x}")
             body = PAGE if what == FULL else 1
             if window.ahead < size + body:
                 yield size + body
-            self._check(head & ~FLAGS)
-            if what == ZERO and window.byte(size):
-                raise window.bad(f"page filled with {window.byte(size):#x}")
+            at = window.position  # what waits may have moved it
+            if address >= limit:
+                raise self._beyond(address, limit)
+            if what == ZERO and buffer[at + size]:
+                raise window.bad(f"page filled with {buffer[at + size]:#x}")
             if self._current != self._block:
-                self.keep(self._current, head & ~FLAGS, window.peek(body, size))
-                window.skip(size + body)
-            elif flags & SAME_BLOCK and self._goes_on(head, size + body):
-                self._take_row(head, _FULL_RECORD if what == FULL else _ZERO_RECORD)
+                self.keep(self._current, address, window.peek(body, size))
+            elif flags & SAME_BLOCK and self._goes_on(flags, at + _FEW * (size + body)):
+                self._take_row(flags, limit, _FULL_RECORD if what == FULL else _ZERO_RECORD)
+                continue
             else:
-                data = window.peek(PAGE, size) if what == FULL else None
-                window.runs.append(Run(head & ~FLAGS, PAGE, data))
-                window.skip(size + body)
+                data = bytes(buffer[at + size : at + size + PAGE]) if what == FULL else None
+                window.runs.append(Run(address, PAGE, data))
+            window.position = at + size + body
 
     def keep(self, block: bytes, address: int, body: bytes) -> None:
         """Keep a page of another block: one byte, or all. The name is written where the last kept record had another."""
@@ -94,42 +100,32 @@ class PageRecords:
             self._kept_block = block
         kept += body
 
-    def _check(self, address: int) -> None:
-        length = self._blocks.get(self._current)
-        if length is None:
-            raise self._window.bad(f"page of block {self._current!r}, which is not in the list")
-        if address + PAGE > length:
-            raise self._window.bad(f"page at {address:#x} lies beyond the block's {length:#x} bytes")
+    def _beyond(self, address: int, limit: int) -> Corrupt:
+        if limit:
+            return self._window.bad(f"page at {address:#x} lies beyond the block's {limit:#x} bytes")
+        return self._window.bad(f"page of block {self._current!r}, which is not in the list")
 
-    def _goes_on(self, head: int, stride: int) -> bool:
+    def _goes_on(self, flags: int, at: int) -> bool:
         """Whether enough records of this kind follow, by the last one's head: the row itself is checked in full."""
-        window = self._window
-        at = window.position + _FEW * stride
-        if at + stride > len(window.buffer):
-            return False
-        return int.from_bytes(window.buffer[at : at + 8], "big") & FLAGS == head & FLAGS
+        buffer = self._window.buffer
+        return at + 8 <= len(buffer) and int.from_bytes(buffer[at + 6 : at + 8], "big") & FLAGS == flags
 
-    def _take_row(self, head: int, record: np.dtype[Any]) -> None:
+    def _take_row(self, flags: int, limit: int, record: np.dtype[Any]) -> None:
         """Take this record and all after it of the same kind, each stretch of addresses that continue as one run."""
         window = self._window
         count = min(window.ahead // record.itemsize, _ROW)
         view = np.frombuffer(window.buffer, dtype=record, count=count, offset=window.position)
         heads = view["head"].astype(np.uint64)
-        length = _prefix((heads & np.uint64(FLAGS)) == head & FLAGS)
+        good = (heads & np.uint64(FLAGS) == flags) & (heads < np.uint64(limit))
         if record is _ZERO_RECORD:
-            # What is filled with anything but zero ends the row, and is met next as the first record of another.
-            length = min(length, _prefix(view["fill"] == 0))
+            good &= view["fill"] == 0
+        # What is not as it should be ends the row, and is met next as a record of its own.
+        length = count if good.all() else int(good.argmin())
         heads = heads[:length] & np.uint64(0xFFFF_FFFF_FFFF_F000)
-        length = min(length, _prefix(heads < np.uint64(self._blocks[self._current] // PAGE * PAGE)))
-        breaks = np.flatnonzero(np.diff(heads[:length]) != PAGE) + 1
+        breaks = np.flatnonzero(np.diff(heads) != PAGE) + 1
         edges = [0, *breaks.tolist(), length]
         for start, end in itertools.pairwise(edges):
             data = view["data"][start:end].tobytes() if record is _FULL_RECORD else None
             window.runs.append(Run(int(heads[start]), (end - start) * PAGE, data))
         del view  # or the buffer cannot be cut
         window.skip(length * record.itemsize)
-
-
-def _prefix(good: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
-    """Return how many at the beginning are good."""
-    return len(good) if good.all() else int(good.argmin())

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import Corrupt
 
 Steps = Generator[int, None, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(
+    NamedTuple
+):  # made a million times for a machine of a few GiB, three times as fast as a frozen dataclass
     """Consecutive pages of the block that is taken out. `data` is None for zero pages."""
 
     offset: int

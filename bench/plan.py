@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MODULES = ("pauses", "clones", "identity", "crowd")
+MODULES = ("pauses", "clones", "identity", "crowd", "formats")
 SIZES_MIB = (512, 1024, 2048, 4096)
 
 

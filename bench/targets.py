@@ -88,4 +88,17 @@ TARGETS = (
         "x",
         _ratio(_value("identity", "p50", SMALL, items="all"), _value("identity", "p50", SMALL, items="six")),
     ),
+    *(
+        Target(
+            f"splitting a stream : copying it, {stream}, p50",
+            1 / 3,
+            "x",
+            _ratio(
+                _value("split_speed", "p50", 1024, stream=stream),
+                _value("copy_speed", "p50", 1024, stream=stream),
+            ),
+            at_most=False,
+        )
+        for stream in ("qemu", "generated")
+    ),
 )

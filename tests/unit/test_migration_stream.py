@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,30 @@ def test_what_is_kept_can_be_taken_away_while_it_grows() -> None:
         drained, most = drained + piece, max(most, len(piece))
     assert drained + splitter.finish() == whole
     assert most < 4 * PAGE
+
+
+def test_memory_does_not_grow_with_the_image() -> None:
+    """Sixteen times as many pages, each in its place, need no more of it."""
+    head = Writer([[]]).render()
+    head = head[: Writer([[]]).render().index(b"\x03" + struct.pack(">I", 2)) + 5]
+
+    def peak(rows: int) -> int:
+        splitter = Splitter("pc.ram")
+        splitter.feed(head + struct.pack(">Q", ZERO) + b"\x06pc.ram\0")
+        piece = b"".join(
+            struct.pack(">Q", number * PAGE | FULL | SAME) + bytes([number + 1]) * PAGE
+            for number in range(24)
+        )
+        tracemalloc.start()
+        for _ in range(rows):
+            assert splitter.feed(piece)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(2)
+    few, many = peak(10), peak(160)
+    assert many < few + 10 * PAGE
 
 
 def test_what_the_stream_says_of_its_machine() -> None:

@@ -366,6 +366,27 @@ def test_a_page_of_another_filling_than_zero_is_refused(filling: int) -> None:
     assert "filled with" in caught.value.message
 
 
+@pytest.mark.parametrize("number", [1, 2, 8, 12, 23])
+@pytest.mark.parametrize("fill", [0, 5])
+def test_damage_within_a_row_is_named_where_it_is(fill: int, number: int) -> None:
+    row = [[Page("pc.ram", number, fill) for number in range(24)]]
+    stride = 8 + (PAGE if fill else 1)
+    at = 5 + 7 + number * stride
+    wrongs = [
+        (0, U64(24 * PAGE | SAME | (FULL if fill else ZERO)), "beyond the block's"),
+        (7, b"\x6a", "flags 0x6a"),
+    ]
+    if not fill:
+        wrongs.append((8, b"\x41", "filled with 0x41"))
+    for more, new, words in wrongs:
+        stream, offset = damage("part 0", at + more, new, row)
+        splitter = Splitter("pc.ram")
+        with pytest.raises(Corrupt) as caught:
+            splitter.feed(stream)
+        assert words in caught.value.message
+        assert caught.value.on == f"offset {offset + at}"
+
+
 @given(parts=parts, cut=st.integers(0, 10**6))
 @settings(max_examples=30)
 def test_a_stream_that_ends_early_is_refused(parts: list[list[Page]], cut: int) -> None:

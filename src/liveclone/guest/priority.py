@@ -87,7 +87,11 @@ class Others:
         self._last_anyway: set[int] = set()
 
     def look(self) -> None:
-        """Note who there is: before a snapshot, since its clones have better things to do."""
+        """Note who there is: before a snapshot, since its clones have better things to do.
+
+        Who waits still, of a snapshot shortly before, is no longer: else that would be taken for its own choice.
+        """
+        self.put_back()
         self._threads = [thread for name in self._list_processes() for thread in self._find_threads(name)]
         self._last_anyway = self._find_last()
 

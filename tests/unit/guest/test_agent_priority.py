@@ -1,4 +1,4 @@
-"""Who waits while a clone becomes a machine, and that nobody waits for ever. Real processes, seen through a folder of links."""
+"""Who waits while a clone becomes a machine, and that nobody waits for ever. Real processes, seen through links."""
 
 from __future__ import annotations
 

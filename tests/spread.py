@@ -25,6 +25,7 @@ USUAL_S = (
     ("tests/host/test_ports.py", 0.5),
     ("tests/host/", 0.2),
     ("tests/contract/", 0.3),
+    ("tests/unit/engine/test_fail_closed.py", 1.0),
     ("tests/unit/engine/", 0.3),
     ("tests/unit/cli/", 0.15),
     ("", 0.03),

@@ -81,7 +81,7 @@ async def test_no_item_can_fail_lie_or_hang_unnoticed(
     for item, result in zip(valued, await clone_with(world, "lie", valued), strict=True):
         assert f"{item.name}: its new value is the snapshot's" in seen_of(result)
     with monkeypatch.context() as impatient:
-        impatient.setattr(identify, "IDENTIFY_DEADLINE_S", 1.0)
+        impatient.setattr(identify, "IDENTIFY_DEADLINE_S", 0.5)
         hanging = await clone_with(world, "stall", REQUIRED)
     for item, result in zip(REQUIRED, hanging, strict=True):
         assert isinstance(result.error, TimedOut), item.name

@@ -54,15 +54,20 @@ def parse(text: str, root: str, code: str) -> Element:
     Raises:
         Corrupt: with this `code`: it is no XML, has a DOCTYPE, is far too large, or is another element.
     """
-    try:
-        element = _build(text)
-        if element.tag != root or "xmlns" in element.attrib:
-            raise ValueError(f"it is a <{element.tag}>, not a <{root}>")
-    except expat.ExpatError as error:
-        raise bad(root, f"line {error.lineno}: {expat.errors.messages[error.code]}", code) from error
-    except ValueError as error:  # UnicodeEncodeError is one: a lone surrogate
-        raise bad(root, str(error), code) from error
+    element = parse_any(text, code, root)
+    if element.tag != root or "xmlns" in element.attrib:
+        raise bad(root, f"it is a <{element.tag}>, not a <{root}>", code)
     return element
+
+
+def parse_any(text: str, code: str, what: str = "element") -> Element:
+    """Return the element that `text` is, whatever its name; raises as `parse`."""
+    try:
+        return _build(text)
+    except expat.ExpatError as error:
+        raise bad(what, f"line {error.lineno}: {expat.errors.messages[error.code]}", code) from error
+    except ValueError as error:  # UnicodeEncodeError is one: a lone surrogate
+        raise bad(what, str(error), code) from error
 
 
 def render(element: Element) -> str:
@@ -119,6 +124,13 @@ def attribute_of(parent: Element, path: str, name: str) -> str:
     """Return the attribute `name` of the element at `path`; empty where there is none."""
     found = parent.find(path)
     return "" if found is None else found.get(name, "")
+
+
+def namespace_of(element: Element, root: Element) -> str:
+    """Return the namespace that a prefix of this child of `root` (or the element itself) stands for; empty without."""
+    prefix, colon, _ = element.tag.rpartition(":")
+    declaration = f"xmlns:{prefix}" if colon else "xmlns"
+    return element.get(declaration) or root.get(declaration) or ""
 
 
 def _build(text: str) -> Element:

@@ -12,27 +12,12 @@ client), when state of the guest lies outside QEMU, or when QEMU cannot save it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from . import domain_xml
+from .domain_disks import find_disk_obstacles
+from .domain_nics import find_nic_obstacles
+from .domain_verdict import TAKE_OUT, Obstacle
 from .plain_xml import attribute_of, text_of
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Something of a domain that cannot be cloned: `what` it is, `why` not, and what to do.
-
-    `full_is_possible`: only the constant way is barred; a full clone, which copies all of the memory, can be made.
-    """
-
-    what: str
-    why: str
-    next_step: str
-    full_is_possible: bool = False
-
-
-TAKE_OUT = "take it out with virsh edit (or virsh detach-device, if it can be unplugged), and try again"
 
 _SOUND = frozenset(
     # redirfilter only limits; a panic device, a watchdog, a balloon and USB hubs are the guest's alone
@@ -53,20 +38,6 @@ _REFUSED = {
 _PORT_BACKENDS = ("pty", "file", "null", "vc", "spiceport", "unix")
 _CHANNEL_BACKENDS = (*_PORT_BACKENDS, "spicevmc", "qemu-vdagent")
 _GRAPHICS = ("vnc", "spice", "egl-headless", "sdl")
-_NICS = (
-    "network",
-    "bridge",
-    "direct",
-    "user",
-    "ethernet",
-    "internal",
-    "null",
-    "udp",
-    "mcast",
-    "server",
-    "client",
-)
-_PCI_ROOTS = ("pcie-root", "pcie-expander-bus")
 
 
 def find_device_obstacles(root: Element) -> Iterator[Obstacle]:
@@ -74,120 +45,12 @@ def find_device_obstacles(root: Element) -> Iterator[Obstacle]:
     macs: set[str] = set()
     for device in root.iterfind("devices/*"):
         if device.tag == "interface":
-            yield from _check_nic(device, root, macs)
+            yield from find_nic_obstacles(device, root, macs)
         elif device.tag in _CHECKED:
             yield from _CHECKED[device.tag](device)
         elif device.tag not in _SOUND:
             why = _REFUSED.get(device.tag, "liveclone does not know such a device")
             yield Obstacle(_name(device), why, TAKE_OUT)
-
-
-def _check_disk(disk: Element) -> Iterator[Obstacle]:
-    about = domain_xml.parse_disk(disk)
-    what = f"disk {about.target}"
-    is_drive = about.device in ("cdrom", "floppy")
-    if is_drive and disk.find("source") is None:
-        return
-    if about.source_type != "file":
-        eject = f"virsh change-media DOMAIN {about.target} --eject"
-        why = f"its source is of type {about.source_type!r}; only files can be captured and layered"
-        yield Obstacle(
-            what, why, eject if is_drive else "move it into a file: virsh blockcopy, or qemu-img convert"
-        )
-    elif not about.path:
-        yield Obstacle(what, "it has no source", TAKE_OUT)
-    if about.device not in ("disk", "cdrom", "floppy"):
-        yield Obstacle(what, f"a {about.device!r} passes commands to a device of the host", TAKE_OUT)
-    if about.device == "floppy" and not about.readonly:
-        yield Obstacle(
-            what,
-            "the guest can write the floppy, which all clones would share",
-            "make it <readonly/>, or eject it",
-        )
-    if about.format not in ("qcow2", "raw"):
-        yield Obstacle(
-            what, f"its format is {about.format!r}; only qcow2 and raw are known", "qemu-img convert -O qcow2"
-        )
-    if about.shareable and not about.readonly:
-        yield Obstacle(
-            what, "it is <shareable/>: other machines write it too", "give the machine a disk of its own"
-        )
-    if attribute_of(disk, "driver", "name") not in ("", "qemu"):
-        yield Obstacle(what, f"its driver is {attribute_of(disk, 'driver', 'name')!r}", TAKE_OUT)
-    if about.bus == "nvme":
-        yield Obstacle(
-            what, "QEMU cannot save the state of an NVMe controller", "put it on the virtio or scsi bus"
-        )
-    if disk.find("transient") is not None:
-        yield Obstacle(
-            what, "it is <transient/>: libvirt layers and deletes it by itself", "take <transient/> out"
-        )
-    if disk.find("mirror") is not None:
-        yield Obstacle(
-            what,
-            "libvirt is copying or committing it",
-            f"virsh blockjob DOMAIN {about.target} --info; wait for it",
-        )
-    yield from _check_layers(disk, what)
-
-
-def _check_layers(disk: Element, what: str) -> Iterator[Obstacle]:
-    """What may stand in a source, or in that of any image below it."""
-    parts = {
-        "encryption": "it is encrypted, and its secret is libvirt's",
-        "reservations": "its persistent reservations are held by a daemon outside QEMU",
-        "slices": "it is a part of a file",
-        "dataStore": "its data is in a second file",
-    }
-    for tag, why in parts.items():
-        if next(disk.iter(tag), None) is not None:
-            yield Obstacle(what, why, "move it into a qcow2 file of its own: qemu-img convert -O qcow2")
-    for layer in disk.iter("backingStore"):
-        kind = layer.get("type", "file")
-        if kind not in ("file", "block"):
-            yield Obstacle(
-                what,
-                f"an image below it is of type {kind!r}",
-                "virsh blockpull DOMAIN, so that it stands alone",
-            )
-
-
-def _check_nic(nic: Element, root: Element, seen_macs: set[str]) -> Iterator[Obstacle]:
-    """A NIC is unplugged for the snapshot, so it must be one that can be, and the same can be plugged again."""
-    mac = attribute_of(nic, "mac", "address").lower()
-    what, kind = f"interface {mac or '?'}", nic.get("type", "")
-    if mac in seen_macs:
-        yield Obstacle(what, "two interfaces have this MAC", "give one of them another MAC")
-    seen_macs.add(mac)
-    if kind not in _NICS:
-        why = {
-            "hostdev": "a device of the host has one owner, and its state cannot be saved",
-            "vdpa": "a device of the host has one owner, and its state cannot be saved",
-            "vhostuser": "its queues are served by a process outside QEMU, which knows one client",
-        }.get(kind, "liveclone does not know such an interface")
-        yield Obstacle(f"{what} (type {kind!r})", why, "use a bridge or a libvirt network")
-        return
-    address = nic.find("address")
-    if address is None:
-        return
-    if address.get("type", "pci") != "pci":
-        yield Obstacle(
-            what, "it is no PCI card, so it cannot be unplugged for the snapshot", "use another model"
-        )
-        return
-    bus = _parse_number(address.get("bus", "0"))
-    for controller in root.iterfind("devices/controller[@type='pci']"):
-        if _parse_number(controller.get("index", "-1")) != bus:
-            continue
-        if controller.get("model") in _PCI_ROOTS:
-            why = "it sits on the PCIe root bus, where nothing can be unplugged"
-            yield Obstacle(
-                what, why, "take its <address> out with virsh edit: libvirt puts it on a root port"
-            )
-        elif attribute_of(controller, "target", "hotplug") == "off":
-            yield Obstacle(
-                what, f"hotplug is off on PCI controller {bus}", "take hotplug='off' out with virsh edit"
-            )
 
 
 def _check_port(port: Element) -> Iterator[Obstacle]:
@@ -271,7 +134,7 @@ def _check_vsock(vsock: Element) -> Iterator[Obstacle]:
 
 
 _CHECKED: dict[str, Callable[[Element], Iterator[Obstacle]]] = {
-    "disk": _check_disk,
+    "disk": find_disk_obstacles,
     "serial": _check_port,
     "parallel": _check_port,
     "console": _check_port,
@@ -301,10 +164,3 @@ def _name(device: Element, detail: str = "") -> str:
     if address is not None:
         where = " ".join(f"{key}={value}" for key, value in address.attrib.items())
     return device.tag + (f" {detail}" if detail else "") + (f" ({where})" if where else "")
-
-
-def _parse_number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError as error:
-        raise domain_xml.bad(f"a PCI bus is {text[:40]!r}") from error

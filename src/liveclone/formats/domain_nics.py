@@ -20,17 +20,36 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from . import plain_xml
-from .plain_xml import attribute_of
+from .domain_verdict import Obstacle
+from .plain_xml import attribute_of, bad_domain
 
 # virnetdevtap.h, virnetdevmacvlan.h: what libvirt names devices by itself, and clears in a definition.
 _MADE_UP = re.compile(r"(vnet|macvtap|macvlan)[0-9]*")
 _SOURCE_KEPT = ("network", "portgroup")
 _PORT_KEPT = ("profileid", "managerid", "typeid", "typeidversion")  # the others name one port
 _FILTER_ADDRESSES = ("IP", "IPV6", "MAC", "CTRL_IP_LEARNING_DONE")
+
+_KNOWN = frozenset(
+    [
+        "network",
+        "bridge",
+        "direct",
+        "user",
+        "ethernet",
+        "internal",
+        "null",
+        "udp",
+        "mcast",
+        "server",
+        "client",
+    ]
+)
+_PCI_ROOTS = ("pcie-root", "pcie-expander-bus")
 
 
 @dataclass(frozen=True)
@@ -118,3 +137,48 @@ def nic_for_clone(nic_xml: str, mac: str) -> str:
 def is_made_up_alias(element: Element) -> bool:
     """Tell whether this is an <alias> that libvirt gave; a user's begin with "ua-"."""
     return element.tag == "alias" and not element.get("name", "").startswith("ua-")
+
+
+def find_nic_obstacles(nic: Element, root: Element, seen_macs: set[str]) -> Iterator[Obstacle]:
+    """Yield what bars this <interface>: it is unplugged for a snapshot, and the same plugged again."""
+    mac = attribute_of(nic, "mac", "address").lower()
+    what, kind = f"interface {mac or '?'}", nic.get("type", "")
+    if mac in seen_macs:
+        yield Obstacle(what, "two interfaces have this MAC", "give one of them another MAC")
+    seen_macs.add(mac)
+    if kind not in _KNOWN:
+        why = {
+            "hostdev": "a device of the host has one owner, and its state cannot be saved",
+            "vdpa": "a device of the host has one owner, and its state cannot be saved",
+            "vhostuser": "its queues are served by a process outside QEMU, which knows one client",
+        }.get(kind, "liveclone does not know such an interface")
+        yield Obstacle(f"{what} (type {kind!r})", why, "use a bridge or a libvirt network")
+        return
+    address = nic.find("address")
+    if address is None:
+        return
+    if address.get("type", "pci") != "pci":
+        yield Obstacle(
+            what, "it is no PCI card, so it cannot be unplugged for the snapshot", "use another model"
+        )
+        return
+    bus = _parse_number(address.get("bus", "0"))
+    for controller in root.iterfind("devices/controller[@type='pci']"):
+        if _parse_number(controller.get("index", "-1")) != bus:
+            continue
+        if controller.get("model") in _PCI_ROOTS:
+            why = "it sits on the PCIe root bus, where nothing can be unplugged"
+            yield Obstacle(
+                what, why, "take its <address> out with virsh edit: libvirt puts it on a root port"
+            )
+        elif attribute_of(controller, "target", "hotplug") == "off":
+            yield Obstacle(
+                what, f"hotplug is off on PCI controller {bus}", "take hotplug='off' out with virsh edit"
+            )
+
+
+def _parse_number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise bad_domain(f"a PCI bus is {text[:40]!r}") from error

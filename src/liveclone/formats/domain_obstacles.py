@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from . import domain_xml
-from .domain_devices import TAKE_OUT, find_device_obstacles
-from .domain_devices import Obstacle as Obstacle
+from .domain_devices import find_device_obstacles
+from .domain_verdict import TAKE_OUT
+from .domain_verdict import Obstacle as Obstacle
 from .plain_xml import attribute_of, namespace_of, text_of
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"

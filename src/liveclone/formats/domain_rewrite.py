@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement
 
 from ..errors import Refused
-from . import domain_ports, domain_xml, plain_xml
+from . import domain_disks, domain_ports, domain_xml, plain_xml
 from .domain_nics import is_made_up_alias
+from .domain_nics import nic_for_clone as nic_for_clone
 from .plain_xml import attribute_of, namespace_of, remove, remove_all
 
 _LIBOSINFO = "http://libosinfo.org/xmlns/libvirt/domain/1.0"
@@ -63,7 +64,7 @@ class CloneSpec:
 
 
 def rewrite_saved(xml: str, spec: CloneSpec) -> str:
-    """Return the XML of a clone's save image, made from that of the source's save image (or its live description).
+    """Return the XML of a clone's save image, made from that of the source's save image.
 
     Raises:
         Corrupt: `xml` is no domain's description ("bad-domain-xml").
@@ -203,7 +204,7 @@ def _strip_labels(root: Element) -> None:
 
 
 def _set_disk(disk: Element, spec: CloneSpec) -> None:
-    about = domain_xml.parse_disk(disk)
+    about = domain_disks.parse_disk(disk)
     source = disk.find("source")
     if about.target not in spec.disks:
         if about.needs_own and not (about.device == "floppy" and source is None):

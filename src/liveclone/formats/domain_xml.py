@@ -2,8 +2,8 @@
 
 Three descriptions of one domain come here: the live one (`virsh dumpxml`), the definition (`--inactive`), and the one in a
 save image. The live one has more in it: an id, aliases, the ports and paths that libvirt chose, backing chains.
-What cannot be cloned is named by `domain_obstacles`; a clone's description is made by `domain_rewrite`; network cards are
-understood in `domain_nics`. Source: libvirt's formatdomain documentation and its schema domaincommon.rng.
+What cannot be cloned is named by `domain_obstacles`; a clone's description is made by `domain_rewrite`; disks are understood
+in `domain_disks`, network cards in `domain_nics`. Source: libvirt's formatdomain documentation, schema domaincommon.rng.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import uuid as uuids
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from ..errors import Corrupt
-from . import domain_nics, plain_xml
-from .domain_nics import DomainNic
-from .plain_xml import attribute_of, text_of
+from . import domain_disks, domain_nics, plain_xml
+from .domain_disks import DomainDisk as DomainDisk
+from .domain_nics import DomainNic as DomainNic
+from .plain_xml import attribute_of, bad_domain, need, text_of
 
 _KIB = 1024
 _UNITS: dict[str, int] = {
@@ -27,28 +27,6 @@ _UNITS: dict[str, int] = {
     **{f"{letter}b": 1000 ** (n + 1) for n, letter in enumerate("kmgtpe")},
 }
 _COUNT = re.compile(r"[0-9]{1,18}")
-# In a disk's <source>, the attribute that says where it is, by the disk's type.
-_SOURCE_PATHS = {"file": "file", "block": "dev", "dir": "dir"}
-
-
-@dataclass(frozen=True)
-class DomainDisk:
-    """A disk or drive. `device` is "disk", "cdrom", "floppy" or "lun"; `path` empty where there is no medium, and where
-    the source is no path (`source_type` "network", "volume", "nvme", ...)."""
-
-    target: str
-    bus: str
-    device: str
-    source_type: str
-    path: str
-    format: str
-    readonly: bool
-    shareable: bool
-
-    @property
-    def needs_own(self) -> bool:
-        """Each clone must have one of its own, because the guest can write it."""
-        return self.device != "cdrom" and not self.readonly
 
 
 @dataclass(frozen=True)
@@ -123,15 +101,15 @@ def parse_domain(xml: str) -> Domain:
     devices = Element("devices") if devices is None else devices
     channels = [c for c in devices.findall("channel") if attribute_of(c, "target", "type") == "virtio"]
     return Domain(
-        name=_need(text_of(root, "name"), "<name>"),
+        name=need(text_of(root, "name"), "<name>"),
         uuid=_parse_uuid(text_of(root, "uuid"), "<uuid>"),
         id=_parse_count(root.get("id", ""), "its id") if root.get("id") else None,
-        kind=_need(root.get("type", ""), "type="),
+        kind=need(root.get("type", ""), "type="),
         has_genid=root.find("genid") is not None,
         genid=_parse_uuid(text_of(root, "genid"), "<genid>") if text_of(root, "genid") else "",
         ram_bytes=_parse_memory(root.find("memory")),
         vcpus=_parse_count(attribute_of(root, "vcpu", "current") or text_of(root, "vcpu") or "1", "<vcpu>"),
-        arch=_need(attribute_of(root, "os/type", "arch"), "<type arch=> in <os>"),
+        arch=need(attribute_of(root, "os/type", "arch"), "<type arch=> in <os>"),
         machine_type=attribute_of(root, "os/type", "machine"),
         cpu=" ".join(filter(None, (attribute_of(root, "cpu", "mode"), text_of(root, "cpu/model")))),
         emulator=text_of(devices, "emulator"),
@@ -164,43 +142,19 @@ def is_efi(root: Element) -> bool:
     )
 
 
-def parse_disk(disk: Element) -> DomainDisk:
-    """Return what a <disk> element says.
-
-    Raises:
-        Corrupt: it has no target ("bad-domain-xml").
-    """
-    kind = disk.get("type", "file")
-    return DomainDisk(
-        target=_need(attribute_of(disk, "target", "dev"), "<target dev=> of a disk"),
-        bus=attribute_of(disk, "target", "bus"),
-        device=disk.get("device", "disk"),
-        source_type=kind,
-        path=attribute_of(disk, "source", _SOURCE_PATHS[kind]) if kind in _SOURCE_PATHS else "",
-        format=attribute_of(disk, "driver", "type") or "raw",  # libvirt does not guess
-        readonly=disk.find("readonly") is not None,
-        shareable=disk.find("shareable") is not None,
-    )
-
-
-def bad(seen: str) -> Corrupt:
-    """Return the error for a domain's XML that says what was `seen`."""
-    return plain_xml.bad("domain", seen, "bad-domain-xml")
-
-
 def _parse_disks(devices: Element) -> tuple[DomainDisk, ...]:
-    disks = tuple(parse_disk(disk) for disk in devices.findall("disk"))
+    disks = tuple(domain_disks.parse_disk(disk) for disk in devices.findall("disk"))
     targets = [disk.target for disk in disks]
     for target in targets:
         if targets.count(target) > 1:
-            raise bad(f"two disks are {target}")
+            raise bad_domain(f"two disks are {target}")
     return disks
 
 
 def _parse_nics(devices: Element) -> tuple[DomainNic, ...]:
     nics = []
     for interface in devices.findall("interface"):
-        _need(attribute_of(interface, "mac", "address"), "<mac address=> of an interface")
+        need(attribute_of(interface, "mac", "address"), "<mac address=> of an interface")
         nics.append(domain_nics.parse_nic(interface))
     return tuple(nics)
 
@@ -221,29 +175,23 @@ def _parse_console(console: Element) -> DomainConsole:
 
 def _parse_memory(memory: Element | None) -> int:
     if memory is None:
-        raise bad("it has no <memory>")
+        raise bad_domain("it has no <memory>")
     unit = memory.get("unit", "KiB")
     factor = _UNITS.get(unit.lower())
     if factor is None:
-        raise bad(f"<memory> is in {unit!r}")
+        raise bad_domain(f"<memory> is in {unit!r}")
     size = _parse_count((memory.text or "").strip(), "<memory>") * factor
     return -(-size // _KIB) * _KIB  # libvirt rounds up to KiB
 
 
 def _parse_count(text: str, where: str) -> int:
     if not _COUNT.fullmatch(text):
-        raise bad(f"{where} is {text[:40]!r}, which is no number")
+        raise bad_domain(f"{where} is {text[:40]!r}, which is no number")
     return int(text)
 
 
 def _parse_uuid(text: str, where: str) -> str:
     try:
-        return str(uuids.UUID(_need(text, where)))
+        return str(uuids.UUID(need(text, where)))
     except ValueError as error:
-        raise bad(f"{where} is {text[:40]!r}, which is no UUID") from error
-
-
-def _need(text: str, where: str) -> str:
-    if not text:
-        raise bad(f"it has no {where}")
-    return text
+        raise bad_domain(f"{where} is {text[:40]!r}, which is no UUID") from error

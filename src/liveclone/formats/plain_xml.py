@@ -104,6 +104,18 @@ def bad(root: str, seen: str, code: str) -> Corrupt:
     )
 
 
+def bad_domain(seen: str) -> Corrupt:
+    """Return the error for a domain's XML that says what was `seen`."""
+    return bad("domain", seen, "bad-domain-xml")
+
+
+def need(text: str, where: str) -> str:
+    """Return `text`, which every domain has; raises `bad_domain` where it is empty."""
+    if not text:
+        raise bad_domain(f"it has no {where}")
+    return text
+
+
 def remove(parent: Element, unwanted: Callable[[Element], bool]) -> None:
     """Take the children of `parent` out that are `unwanted`."""
     for child in [child for child in parent if unwanted(child)]:

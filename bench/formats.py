@@ -1,12 +1,14 @@
-"""split_speed beside copy_speed: how fast a migration stream becomes a memory image.
+"""split_speed and join_speed beside copy_speed: how fast a migration stream becomes a memory image, and one of it again.
 
     copy_speed     MiB/s of stream, by cp(1) from one file on tmpfs to another
     split_speed    MiB/s of stream, read from the same file, split, and its pages written to their places in another
+    join_speed     MiB/s of joined stream, of that image and the state, written to a third
     split_load     the host's load average, over the last minute, while it was measured
 
 `stream` says who wrote it: `qemu`, a machine of 1 GiB whose memory was filled and which never ran; or `generated`, the same
 memory in QEMU's format, each page sent once and every eighth a second time. Both have a row of pages with data, 160 KiB
-long in the middle, then a row of empty ones, half as long. Copied and split by turns, so that others' work meets both.
+long in the middle, then a row of empty ones, half as long. Copied, split and joined by turns, so that others' work meets
+all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from liveclone.formats import stream_join
 from liveclone.formats.migration_stream import Splitter
+from liveclone.host import files
 from liveclone.host import machine as host
 from liveclone.units import GIB, MIB, PAGE
 
@@ -40,17 +44,18 @@ async def measure(lab: Lab) -> None:
     folder = lab.ctx.layout.hot
     folder.mkdir(parents=True, exist_ok=True)
     for kind, write in (("qemu", write_by_qemu), ("generated", write_generated)):
-        lab.say(f"splitting a stream, {kind}")
+        lab.say(f"splitting and joining a stream, {kind}")
         stream = folder / f"{kind}.stream"
         try:
             await asyncio.to_thread(write, stream)
+            size_mib = stream.stat().st_size / MIB
             for _ in range(ROUNDS):
                 copied_s = await asyncio.to_thread(_copy, stream, folder / "copy")
-                split_s = await asyncio.to_thread(split, stream, folder / "image")
-                size_mib = stream.stat().st_size / MIB
+                split_s, joined_s, joined_mib = await asyncio.to_thread(split_and_join, stream, folder)
                 for series, unit, value in (
                     ("copy_speed", "MiB/s", size_mib / copied_s),
                     ("split_speed", "MiB/s", size_mib / split_s),
+                    ("join_speed", "MiB/s", joined_mib / joined_s),
                     ("split_load", "", os.getloadavg()[0]),
                 ):
                     lab.recorder.add(
@@ -60,22 +65,37 @@ async def measure(lab: Lab) -> None:
             stream.unlink(missing_ok=True)
 
 
-def split(stream: Path, image: Path) -> float:
-    """Split `stream` into `image`, remove that, and return the seconds it took."""
-    splitter = Splitter("pc.ram")
-    began = time.perf_counter()
-    target = os.open(image, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def split_and_join(stream: Path, folder: Path) -> tuple[float, float, float]:
+    """Split `stream` into an image, join that, remove both; return the seconds of each, and the MiB of what was joined."""
+    image, joined = folder / "image", folder / "joined"
     try:
-        with stream.open("rb", buffering=0) as source:
-            while data := source.read(PIECE):
-                for run in splitter.feed(data):
-                    if run.data is not None:
-                        os.pwrite(target, run.data, run.offset)
-        splitter.finish()
-        return time.perf_counter() - began
+        began = time.perf_counter()
+        state = _split(stream, image)
+        split_at = time.perf_counter()
+        _join(state, image, joined)
+        joined_at = time.perf_counter()
+        return split_at - began, joined_at - split_at, joined.stat().st_size / MIB
     finally:
-        os.close(target)
-        image.unlink()
+        image.unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
+
+
+def _split(stream: Path, image: Path) -> bytes:
+    splitter = Splitter("pc.ram")
+    with stream.open("rb", buffering=0) as source, image.open("xb", buffering=0) as target:
+        while data := source.read(PIECE):
+            for run in splitter.feed(data):
+                if run.data is not None:
+                    os.pwrite(target.fileno(), run.data, run.offset)
+        target.truncate(splitter.block_bytes)
+    return splitter.finish()
+
+
+def _join(state: bytes, image: Path, joined: Path) -> None:
+    size = image.stat().st_size
+    with image.open("rb", buffering=0) as source, joined.open("xb", buffering=0) as target:
+        for piece in stream_join.join(state, files.read_data(source.fileno(), size), size_bytes=size):
+            target.write(piece)
 
 
 def _copy(stream: Path, copy: Path) -> float:

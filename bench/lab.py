@@ -67,7 +67,8 @@ async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIter
         ctx = open_context(chosen)
         lab = Lab(ctx, plan, recorder, screen)
         try:
-            await take_image(lab, ImageSpec(name=IMAGE))
+            if plan.needs_guest:
+                await take_image(lab, ImageSpec(name=IMAGE))
             yield lab
         finally:
             await asyncio.shield(_clean_up(lab))

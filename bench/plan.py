@@ -28,6 +28,11 @@ class Plan:
     rounds: int  # of each crowd
     modules: tuple[str, ...] = MODULES
 
+    @property
+    def needs_guest(self) -> bool:
+        """Whether a guest boots, so that its image has to be there."""
+        return self.modules != ("formats",)
+
 
 QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1)
 DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2)

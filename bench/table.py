@@ -77,7 +77,7 @@ def _targets(entries: Sequence[Entry]) -> Table:
         value = target.measured(entries)
         table.add_row(
             target.words,
-            f"{'≤' if target.at_most else '≥'} {target.limit:g} {target.unit}",
+            f"{'≤' if target.at_most else '≥'} {target.limit:.3g} {target.unit}",
             "" if value is None else f"{number(value)} {target.unit}",
             verdict(target, value),
         )

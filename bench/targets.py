@@ -90,15 +90,16 @@ TARGETS = (
     ),
     *(
         Target(
-            f"splitting a stream : copying it, {stream}, p50",
+            f"{words} a stream : copying it, {stream}, p50",
             1 / 3,
             "x",
             _ratio(
-                _value("split_speed", "p50", 1024, stream=stream),
+                _value(series, "p50", 1024, stream=stream),
                 _value("copy_speed", "p50", 1024, stream=stream),
             ),
             at_most=False,
         )
+        for words, series in (("splitting", "split_speed"), ("joining", "join_speed"))
         for stream in ("qemu", "generated")
     ),
 )

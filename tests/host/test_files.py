@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from liveclone.errors import StoreError
 from liveclone.host import files
-from liveclone.units import KIB, MIB
+from liveclone.units import KIB, MIB, PAGE
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
@@ -92,6 +93,40 @@ def test_holes_and_zeros_take_no_room(tmp_path: Path) -> None:
     assert target.stat().st_blocks * 512 <= 128 * KIB
     assert target.stat().st_mode & 0o777 == 0o400
     assert told == sorted(told) and all(0 < fraction <= 1 for fraction in told)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=pieces, hole=st.sampled_from([0, 4 * KIB, MIB]))
+def test_data_is_read_in_whole_pages_without_long_holes(
+    tmp_path: Path, pieces: list[tuple[int, bytes]], hole: int
+) -> None:
+    path = tmp_path / "sparse"
+    size = 2 * MIB + PAGE
+    content = make_sparse(path, size, [(offset + hole, data) for offset, data in pieces])
+    read = bytearray(size)
+    done = total = 0
+    with path.open("rb") as file:
+        for offset, data in files.read_data(file.fileno(), size):
+            assert offset % PAGE == len(data) % PAGE == 0 and data and offset >= done
+            read[offset : offset + len(data)] = data
+            done, total = offset + len(data), total + len(data)
+    same = read == content
+    assert same
+    assert total <= path.stat().st_blocks * 512 + (len(pieces) + 1) * 64 * KIB
+
+
+@given(
+    edges=st.lists(st.integers(0, 1000 * KIB), max_size=12, unique=True),
+    size=st.integers(251, 260).map(lambda pages: pages * PAGE),
+)
+def test_reads_take_in_all_data_of_a_file_system_with_small_blocks(edges: list[int], size: int) -> None:
+    edges = sorted(edges)[: len(edges) // 2 * 2]
+    ranges = [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    reads = [read for read in files.plan_reads(ranges, size) if read[0] < read[1]]
+    assert all(begin % PAGE == end % PAGE == 0 and end <= size for begin, end in reads)
+    assert all(one[1] + 60 * KIB < other[0] for one, other in itertools.pairwise(reads))
+    for start, length in ranges:
+        assert any(begin <= start and start + length <= end for begin, end in reads)
 
 
 def test_a_copy_that_fails_leaves_no_target(tmp_path: Path) -> None:

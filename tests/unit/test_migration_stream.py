@@ -223,13 +223,15 @@ def test_the_end_is_known_by_its_description(size: int) -> None:
 def test_what_is_kept_can_be_taken_away_while_it_grows() -> None:
     """A screen in motion is sent again and again."""
     stream = Writer([[Page("vga.vram", 1, number + 1)] * 3 for number in range(20)]).render()
-    whole = split(stream)[0].finish()
+    at_once = split(stream)[0]
+    whole = at_once.finish()
     splitter, drained, most = Splitter("pc.ram"), b"", 0
-    for at in range(0, len(stream), 5000):
-        splitter.feed(stream[at : at + 5000])
+    for at in range(0, len(stream), 50):
+        splitter.feed(stream[at : at + 50])
         piece = splitter.drain()
         drained, most = drained + piece, max(most, len(piece))
     assert drained + splitter.finish() == whole
+    assert splitter.pages_at == at_once.pages_at
     assert most < 4 * PAGE
 
 

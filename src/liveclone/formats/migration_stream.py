@@ -50,6 +50,9 @@ class Splitter:
         ignore_shared: the stream was written with x-ignore-shared (block list entries carry an address).
         start: where the stream begins in its file, behind a save image's header. Offsets in errors count from the file's
             beginning too.
+
+    `block_bytes` is the length of the block that is taken out, `pages_at` where in the page-less stream pages can be put
+    back (stream_join.py).
     """
 
     def __init__(self, block: str, *, ignore_shared: bool = False, start: int = 0) -> None:
@@ -64,8 +67,10 @@ class Splitter:
         ] = []  # of other blocks, until they are kept
         self._devices = bytearray()
         self._parts = 0
+        self._drained = 0
         self._ram_section: int | None = None
         self.block_bytes = 0
+        self.pages_at = 0
         self.machine = ""
         self.in_devices = False
         self._parser = self._parse()
@@ -106,6 +111,7 @@ class Splitter:
         `finish` then returns the rest.
         """
         kept = bytes(self._window.kept)
+        self._drained += len(kept)
         self._window.kept.clear()
         return kept
 
@@ -267,6 +273,8 @@ class Splitter:
         if section != self._ram_section:
             raise window.bad(f"part of section {section}, which was never begun")
         window.keep(5)
+        if not self._parts:
+            self.pages_at = self._drained + len(window.kept)
         self._parts += 1
         for name, offset, size_bytes, data in self._mapped_pages:
             for at in range(0, size_bytes, PAGE):

@@ -23,7 +23,7 @@ from .stream_window import Run, Steps, Window
 ZERO, FULL, END, SAME_BLOCK = 0x02, 0x08, 0x10, 0x20
 FLAGS = PAGE - 1
 
-_FULL_RECORD = np.dtype([("head", ">u8"), ("data", f"V{PAGE}")])
+FULL_RECORD = np.dtype([("head", ">u8"), ("data", f"V{PAGE}")])
 _ZERO_RECORD = np.dtype([("head", ">u8"), ("fill", "u1")])
 _ROW = 512  # pages looked at together: 2 MiB
 _FEW = 8  # fewer are not worth a call of numpy
@@ -82,7 +82,7 @@ class PageRecords:
             if self._current != self._block:
                 self.keep(self._current, address, window.peek(body, size))
             elif flags & SAME_BLOCK and self._goes_on(flags, at + _FEW * (size + body)):
-                self._take_row(flags, limit, _FULL_RECORD if what == FULL else _ZERO_RECORD)
+                self._take_row(flags, limit, FULL_RECORD if what == FULL else _ZERO_RECORD)
                 continue
             else:
                 data = bytes(buffer[at + size : at + size + PAGE]) if what == FULL else None
@@ -125,7 +125,7 @@ class PageRecords:
         breaks = np.flatnonzero(np.diff(heads) != PAGE) + 1
         edges = [0, *breaks.tolist(), length]
         for start, end in itertools.pairwise(edges):
-            data = view["data"][start:end].tobytes() if record is _FULL_RECORD else None
+            data = view["data"][start:end].tobytes() if record is FULL_RECORD else None
             window.runs.append(Run(int(heads[start]), (end - start) * PAGE, data))
         del view  # or the buffer cannot be cut
         window.skip(length * record.itemsize)

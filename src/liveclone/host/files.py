@@ -6,12 +6,15 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import StoreError
+from ..units import KIB, MIB, PAGE
 
-_CHUNK = 4 * 1024 * 1024
+_CHUNK = 4 * MIB
+_SHORT_HOLE = 64 * KIB
+_PIECE = 256 * KIB  # larger ones are new memory each time, whose pages the kernel has to bring
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o600) -> None:
@@ -102,6 +105,28 @@ def data_ranges(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end - start
         offset = end
+
+
+def read_data(fd: int, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, bytes) of an open file's data, in small pieces of whole pages, ascending, without its holes.
+
+    Short holes are read, as zeros. A file that becomes shorter meanwhile ends early.
+    """
+    for begin, end in plan_reads(data_ranges(fd, size_bytes), size_bytes):
+        while begin < end and (data := os.pread(fd, min(_PIECE, end - begin), begin)):
+            yield begin, data
+            begin += len(data)
+
+
+def plan_reads(ranges: Iterable[tuple[int, int]], size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of what to read for ranges of (offset, length): whole pages, with holes not worth a call."""
+    begin = end = 0
+    for start, length in ranges:
+        if start > end + _SHORT_HOLE:
+            yield begin, end
+            begin = start - start % PAGE  # a file system's blocks may be smaller than a page
+        end = min(start + length + -(start + length) % PAGE, size_bytes)
+    yield begin, end
 
 
 def copy_sparse(

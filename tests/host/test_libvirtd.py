@@ -73,14 +73,16 @@ def read_words(pid: int) -> bytes:
 
 
 def look_around() -> dict[str, object]:
-    """Return what a libvirtd may leave on the host."""
+    """Return what a libvirtd may leave on the host, where others are at work."""
     trees = [Path(path) for path in ("/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt")]
     run, hot = (Path(os.environ[name]).parent for name in ("LIVECLONE_HOME", "LIVECLONE_HOT"))
     return {
-        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "mounts": [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "libvirt" in line
+        ],
         "namespace": Path("/proc/thread-self/ns/mnt").readlink(),
         "folder": Path.cwd(),
-        "links": sorted(Path("/sys/class/net").iterdir()),
+        "links": sorted(Path("/sys/class/net").glob("v*")),
         "files": sorted(str(path) for tree in (*trees, run, hot) for path in tree.rglob("*")),
     }
 

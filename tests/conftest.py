@@ -28,10 +28,13 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.libvirtd import Libvirtd
 
 ROOT = Path(__file__).resolve().parent.parent
 DEV = ROOT / ".dev"
@@ -277,3 +280,23 @@ def _find_namespaces(run: Path) -> set[str]:
             name for name in (run / "namespaces").read_text().split() if Path("/run/netns", name).exists()
         }
     return set()
+
+
+@pytest.fixture(scope="session")
+def libvirtd(needs: Needs, cache_folder: Path, pytestconfig: pytest.Config) -> Iterator[Libvirtd]:
+    """Return a libvirtd of this run's own; from now on all of its paths are those of this process."""
+    from tests.libvirtd import Libvirtd
+
+    needs("libvirtd", "virsh", "qemu-system-x86_64", root=True)
+    run, hot = pytestconfig.stash[_RUN], pytestconfig.stash[_HOT]
+    with Libvirtd(run / "libvirt", hot=hot / "libvirt", cache=cache_folder / "libvirt") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def libvirt_connection(libvirtd: Libvirtd) -> Iterator[Any]:
+    """Return a connection to it (virConnect)."""
+    libvirt = pytest.importorskip("libvirt")
+    connection = libvirt.open(libvirtd.uri)
+    yield connection
+    connection.close()

@@ -272,14 +272,29 @@ def test_a_host_without_its_folders_or_its_python(world: World) -> None:
 
 
 def test_python_is_not_even_started_for_others(world: World) -> None:
-    """Replace Python's part by what would be noticed."""
-    world.hook.write_text(world.hook.read_text() + "\nraise SystemExit(77)\n")
+    world.hook.write_text(world.hook.read_text().replace("import os\n", "raise SystemExit(77)\n"))
     assert world.call().returncode == 0
     (world.counter / f"{UUID}.done").touch()
     (world.counter / f".{UUID}.json.1234").touch()
     assert world.call().returncode == 0
     (world.counter / "anybody.json").touch()
     assert world.call("stopped", "end", "-").returncode == 0
+    assert world.call().returncode == 77
+
+
+def test_what_the_shell_lets_through_python_looks_at_again(world: World) -> None:
+    world.issue()
+    words = [
+        sys.executable,
+        hook_program.__file__,
+        world.counter,
+        world.image.parent,
+        NAME,
+        "started",
+        "begin",
+    ]
+    assert subprocess.run(words, input=render_xml(), check=False).returncode == 0
+    assert world.ticket.exists() and not world.linked.exists()
 
 
 # ---------------------------------------------------------------------- what is no ticket

@@ -22,11 +22,7 @@ def test_install_see_remove(home: Home, hooks: Path, tmp_path: Path) -> None:
     there = ("--hooks-dir", str(hooks))
     ended = home.call("libvirt", "hook-status", *there)
     assert ended.returncode == 12
-    assert (
-        b"absent" in ended.stdout
-        and b"next  liveclone libvirt install-hook"
-        in " ".join(ended.stdout.decode().split()).replace("next ", "next  ").encode()
-    )
+    assert b"absent" in ended.stdout and b"liveclone libvirt install-hook" in ended.stdout
     said = home.run("libvirt", "install-hook", *there, "--images", str(tmp_path / "more"))
     assert str(home.hot) in said and str(tmp_path / "more") in said
     assert "systemctl reload libvirtd" in said

@@ -335,6 +335,7 @@ def test_a_symbolic_link_is_no_ticket(world: World) -> None:
 
 def test_a_pipe_is_no_ticket_and_holds_nobody_up(world: World) -> None:
     os.mkfifo(world.ticket, 0o600)
+    (world.counter / "other.json").touch()
     assert world.ignored() == ""
 
 

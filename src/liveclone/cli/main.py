@@ -22,6 +22,7 @@ from . import (
     execute,
     exits,
     image,
+    libvirt,
     machines,
     prove,
     scan,
@@ -39,7 +40,19 @@ that goes on from there, with an identity of its own, verified before it has a n
 # In this order in the help.
 ORDER = (
     *("run", "list", "show", "logs", "console", "exec", "cp", "start", "stop", "restart", "remove"),
-    *("scan", "snapshot", "clone", "audit", "verify", "prove", "image", "doctor", "repair", "version"),
+    *(
+        "scan",
+        "snapshot",
+        "clone",
+        "audit",
+        "verify",
+        "prove",
+        "image",
+        "libvirt",
+        "doctor",
+        "repair",
+        "version",
+    ),
 )
 COMPLETION = ("--install-completion", "--show-completion")
 
@@ -84,6 +97,7 @@ def build_app(*, completion: bool = True) -> typer.Typer:
         verify,
         prove,
         image,
+        libvirt,
         doctor,
     ):
         group.register(app)

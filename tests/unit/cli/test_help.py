@@ -20,7 +20,7 @@ from liveclone.cli.main import ORDER
 from .conftest import COMMAND, SOURCE, build_command, invoke
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "cli.md"
-GROUPS = ("snapshot", "image")
+GROUPS = ("snapshot", "image", "libvirt")
 LIMIT_S = 0.2
 
 

@@ -74,7 +74,7 @@ class Libvirtd:
 
     Attributes:
         uri: how to connect, from inside and from outside.
-        hooks: libvirtd's folder for hooks, from inside and from outside. libvirtd looks for new ones when it starts.
+        hooks: libvirtd's folder for hooks, from inside and from outside. It looks for them when it starts, and on SIGHUP.
         memory: the folder in which libvirtd makes one for the RAM files of each domain.
     """
 

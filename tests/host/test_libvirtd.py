@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from liveclone.drivers.libvirt import probe
 from tests.conftest import Needs
 from tests.libvirtd import Libvirtd
 
@@ -107,6 +109,29 @@ def test_its_paths_are_where_libvirt_says(daemon: Libvirtd) -> None:
     assert [path.is_socket() for path in sockets] == [True]
     assert Path("/etc/libvirt/hooks").samefile(daemon.hooks)
     assert [path.name for path in daemon.memory.iterdir()] == ["1-tiny"]
+
+
+def test_doctor_sees_it_and_its_folders(daemon: Libvirtd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    hook = daemon.hooks / "qemu.d" / "one"
+    hook.parent.mkdir()
+    hook.touch(0o755)
+    sight = asyncio.run(probe.look())
+    assert (sight.uri, sight.error) == ("qemu:///system", "")
+    assert sight.daemon == probe.render_version(libvirt.open(daemon.uri).getLibVersion())
+    assert sight.hypervisor.startswith("QEMU ")
+    assert sight.emulator.endswith("/qemu-system-x86_64")
+    assert sight.scripts == ("qemu.d/one",)
+    assert sight.memory_folder == str(daemon.memory)
+
+
+def test_doctor_says_that_nobody_answers(daemon: Libvirtd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    daemon.kill()
+    sight = asyncio.run(probe.look())
+    assert sight.library
+    assert sight.daemon == ""
+    assert "libvirt-sock" in sight.error
 
 
 def test_stop_leaves_nothing(plan: Libvirtd) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from liveclone.drivers.libvirt import probe
 from liveclone.engine import doctor, host_findings
 from liveclone.engine.host_findings import Verdict
 from liveclone.host import machine
@@ -203,7 +204,16 @@ def test_this_host_is_examined_without_a_trace_and_the_report_survives_json(tmp_
     report = asyncio.run(doctor.examine(home, hot))
     names = [finding.name for finding in report.findings]
     assert len(names) == len(set(names))
-    assert {"acceleration", "qemu", "memory", "hot-folder", "home-folder", "limits", "network"} <= set(names)
+    assert {
+        "acceleration",
+        "qemu",
+        "memory",
+        "hot-folder",
+        "home-folder",
+        "limits",
+        "network",
+        "libvirt",
+    } <= set(names)
     assert all(finding.seen for finding in report.findings)
     assert all(finding.next_step for finding in report.of(Verdict.PROBLEM))
     assert report.usable == (not report.of(Verdict.PROBLEM))
@@ -245,3 +255,69 @@ def test_a_program_with_a_loader_is_not_static(tmp_path: Path) -> None:
     assert not machine.is_static(dynamic)
     assert not machine.is_static(tmp_path / "absent")
     assert not machine.is_static(Path("/bin/sh").resolve())
+
+
+SIGHT = probe.Sight(
+    library="11.3.0",
+    uri="qemu:///system",
+    daemon="11.3.0",
+    hypervisor="QEMU 10.0.2",
+    emulator="/usr/bin/qemu-system-x86_64",
+    hooks="/etc/libvirt/hooks",
+    memory_folder="/dev/shm/libvirt/qemu",
+)
+
+
+@pytest.mark.parametrize(
+    ("sight", "words"),
+    [
+        (SIGHT, ("11.3.0 at qemu:///system", "QEMU 10.0.2", "hooks: none", "/dev/shm/libvirt/qemu")),
+        (SIGHT.replace(scripts=("qemu", "qemu.d/liveclone")), ("hooks: qemu, qemu.d/liveclone",)),
+        (
+            SIGHT.replace(hypervisor="", emulator="", error="no capabilities"),
+            ("11.3.0 at", "no capabilities"),
+        ),
+        (
+            probe.Sight(library="9.0.0", error="No such file"),
+            ("library 9.0.0, and no daemon", "No such file"),
+        ),
+        (probe.Sight(error="No module named 'libvirt'"), ("No module", "liveclone[libvirt]")),
+    ],
+)
+def test_libvirt_is_shown_as_it_is_and_may_be_absent(sight: probe.Sight, words: tuple[str, ...]) -> None:
+    finding = host_findings.judge_libvirt(sight)
+    assert finding.verdict is Verdict.OK
+    assert all(word in finding.seen for word in words), finding.seen
+    assert finding.facts["daemon"] == sight.daemon
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        (None, "/var/lib/libvirt/qemu/ram"),
+        ('#memory_backing_dir = "/x"\nuser = "root"\n', "/var/lib/libvirt/qemu/ram"),
+        ('  memory_backing_dir="/dev/shm/vms"  \n', "/dev/shm/vms/libvirt/qemu"),
+    ],
+)
+def test_where_libvirt_has_ram_files_is_read_from_its_configuration(
+    tmp_path: Path, text: str | None, folder: str
+) -> None:
+    if text is not None:
+        (tmp_path / "qemu.conf").write_text(text)
+    assert probe.find_memory_folder(tmp_path / "qemu.conf") == folder
+
+
+def test_the_scripts_that_libvirt_runs_are_listed(tmp_path: Path) -> None:
+    assert probe.find_scripts(tmp_path / "hooks") == ()
+    (tmp_path / "hooks" / "qemu.d").mkdir(parents=True)
+    for name in ("qemu.d/two", "qemu.d/one", "qemu"):
+        make_program(tmp_path / "hooks", name, "exit 0")
+    (tmp_path / "hooks" / "qemu.d" / "README").write_text("not a program")
+    assert probe.find_scripts(tmp_path / "hooks") == ("qemu", "qemu.d/one", "qemu.d/two")
+
+
+def test_a_library_that_cannot_be_asked_is_said_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "ANSWER_DEADLINE_S", 0.0)
+    sight = asyncio.run(probe.look())
+    assert sight.library == ""
+    assert sight.error

@@ -2,12 +2,12 @@
 
     examine(home, hot) -> Report
                             └─ findings: acceleration qemu devices background-snapshot memory hot-folder
-                                         home-folder limits network tools user-ids python
+                                         home-folder limits network libvirt tools user-ids python
 
 A finding is `ok`, a `warning` (something is slower, smaller or missing, the rest works) or a `problem` (machines
 cannot run here). `seen` is one sentence; `facts` are the same for programs. Nothing is changed, no machine is
-started; QEMU is asked twice, for its version and for its devices (10 ms and 40 ms). How it looks on a terminal
-is the CLI's business.
+started; QEMU is asked twice, for its version and for its devices (10 ms and 40 ms), and libvirt once. How it looks on
+a terminal is the CLI's business.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 from pathlib import Path
 
 from .. import __version__
+from ..drivers.libvirt import probe
 from ..drivers.qemu import argv
 from ..errors import LivecloneError
 from ..host import acceleration, command, machine
@@ -54,8 +55,11 @@ async def examine(home: Path, hot: Path) -> Report:
     """
     choice = acceleration.examine()
     qemu = machine.find_tool(argv.BINARY)
-    version, devices, unshared = await asyncio.gather(
-        _ask(qemu, "-version"), _ask(qemu, "-device", "help"), _ask("unshare", "--net", "echo", "yes")
+    version, devices, unshared, libvirt = await asyncio.gather(
+        _ask(qemu, "-version"),
+        _ask(qemu, "-device", "help"),
+        _ask("unshare", "--net", "echo", "yes"),
+        probe.look(),
     )
     found = (
         host_findings.judge_acceleration(choice),
@@ -66,6 +70,7 @@ async def examine(home: Path, hot: Path) -> Report:
         host_findings.judge_home(home, machine.file_system(home)),
         host_findings.judge_limits(machine.limits()),
         host_findings.judge_network(can_unshare=bool(unshared)),
+        host_findings.judge_libvirt(libvirt),
         *host_findings.judge_tools(),
         *host_findings.judge_user_ids(() if machine.is_root() else machine.find_missing_ids()),
         host_findings.judge_python(),

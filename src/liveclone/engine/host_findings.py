@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..drivers.libvirt import probe
 from ..drivers.qemu import argv
 from ..host import acceleration, machine
+from ..model import base
 from ..model.base import Value
 from ..model.machine import Acceleration
 from ..units import GIB, render_size
@@ -235,6 +237,27 @@ def judge_network(*, can_unshare: bool) -> Finding:
         next_step = "modprobe tun" if not tun else "give the container CAP_SYS_ADMIN, or run outside of it"
     facts = {"bridge": verdict is Verdict.OK, "root": machine.is_root(), "tun": tun, "namespaces": namespace}
     return Finding(name="network", verdict=verdict, seen=seen, next_step=next_step, facts={**facts})
+
+
+def judge_libvirt(sight: probe.Sight) -> Finding:
+    """Tell what libvirt is here; who does not use it needs none."""
+    if not sight.library:
+        seen = f"cannot be used ({sight.error}); for its domains: pip install 'liveclone[libvirt]'"
+    elif not sight.daemon:
+        seen = f"library {sight.library}, and no daemon answers: {sight.error}"
+    else:
+        seen = f"{sight.daemon} at {sight.uri}"
+        seen += f", {sight.hypervisor}, {sight.emulator}" if sight.hypervisor else f": {sight.error}"
+        if sight.hooks:
+            seen += f"; hooks in {sight.hooks}: {', '.join(sight.scripts) or 'none'}"
+        if sight.memory_folder:
+            seen += f"; RAM files in {sight.memory_folder}"
+    return Finding(
+        name="libvirt",
+        verdict=Verdict.OK,
+        seen=seen,
+        facts={**base.builtins(sight), "scripts": list(sight.scripts)},
+    )
 
 
 def judge_tools() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -19,11 +20,24 @@ def run_function(
     name: str, *arguments: str, apt_folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one of its functions alone."""
-    match = re.search(rf"^{name}\(\) \{{\n.*?^\}}$", DEV.read_text(), re.MULTILINE | re.DOTALL)
-    assert match is not None
-    script = f'set -eu\n{match[0]}\napt_folder=$1; shift\n{name} "$@"'
+    return run_script(f'apt_folder=$1; shift\n{name} "$@"', str(apt_folder), *arguments, functions=(name,))
+
+
+def run_script(
+    script: str, *arguments: str, functions: tuple[str, ...], path: str = os.defpath
+) -> subprocess.CompletedProcess[str]:
+    """Run a script that has some of its functions."""
+    bodies = []
+    for name in functions:
+        match = re.search(rf"^{name}\(\) \{{\n.*?^\}}$", DEV.read_text(), re.MULTILINE | re.DOTALL)
+        assert match is not None
+        bodies.append(match[0])
     return subprocess.run(
-        ["sh", "-c", script, "sh", str(apt_folder), *arguments], capture_output=True, text=True, check=False
+        ["sh", "-c", "\n".join(["set -eu", *bodies, script]), "sh", *arguments],
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -129,3 +143,42 @@ def test_no_backports_are_made_up(tmp_path: Path) -> None:
     (tmp_path / "sources.list.d" / "a.sources").write_text(NOT_THESE)
     outcome = run_function("plan_backports", "bookworm", "bookworm-backports", apt_folder=tmp_path)
     assert (outcome.returncode, outcome.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("daemon", "module", "missing"),
+    [
+        ("libvirtd (libvirt) 11.3.0", True, ""),
+        ("libvirtd (libvirt) 9.0.0", True, " libvirt-daemon"),
+        ("", True, " libvirt-daemon"),
+        (None, True, " libvirt-daemon"),
+        ("libvirtd (libvirt) 10.0.0", False, " python3-libvirt"),
+    ],
+)
+def test_what_is_missing_or_too_old_is_found(
+    tmp_path: Path, daemon: str | None, module: bool, missing: str
+) -> None:
+    if daemon is not None:
+        (tmp_path / "libvirtd").write_text(f"#!/bin/sh\necho '{daemon}'\n")
+        (tmp_path / "libvirtd").chmod(0o755)
+    if module:
+        (tmp_path / "libvirt.py").touch()
+    table = f"libvirt-daemon libvirtd x y\npython3-libvirt {tmp_path}/libvirt.py x y\n"
+    script = f"oldest_libvirt=10.0\nsystem_packages='{table}'\nfind_missing\nprintf %s \"$missing\""
+    path = f"{tmp_path}:/usr/bin:/bin"  # where libvirtd itself is not
+    outcome = run_script(script, functions=("at_least", "find_missing"), path=path)
+    assert (outcome.stdout, outcome.stderr) == (missing, "")
+
+
+def test_the_systems_libvirt_module_is_linked_and_follows_it(tmp_path: Path) -> None:
+    system, site = tmp_path / "system", tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
+    system.mkdir()
+    site.mkdir(parents=True)
+    (system / "libvirt.py").write_text("new")
+    (system / "other.py").touch()
+    (site / "libvirt.py").symlink_to(tmp_path / "gone")
+    script = f"python=/usr/bin/python3 venv={tmp_path}/venv modules={system}\nlink_libvirt\nlink_libvirt"
+    outcome = run_script(script, functions=("link_libvirt",))
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert [path.name for path in site.iterdir()] == ["libvirt.py"]
+    assert (site / "libvirt.py").read_text() == "new"

@@ -19,9 +19,9 @@ from ...errors import LivecloneError
 from ...host import command
 from ...model import base
 from ...model.base import Value
+from .hook_install import HOOKS
 
-# Where libvirt's packages have them.
-HOOKS = Path("/etc/libvirt/hooks")
+# Where libvirt's packages have it.
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 MEMORY_FOLDER = "/var/lib/libvirt/qemu/ram"
 

@@ -66,6 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{tier}: in tests/{tier}")
     config.addinivalue_line("markers", "machine: starts a real guest; left out by --fast")
     config.addinivalue_line("markers", "light: of the tier fault, and starts no guest")
+    config.addinivalue_line("markers", "needs_method(method): of a hypervisor that captures so")
+    config.addinivalue_line("markers", "needs_ports: of a hypervisor that publishes ports")
     config.addinivalue_line("markers", "alone: no other machine test may run at the same time")
 
     run, hot = _make_folders(getattr(config, "workerinput", None), small=config.getoption("--fast"))
@@ -285,10 +287,14 @@ def _find_namespaces(run: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def libvirtd(needs: Needs, cache_folder: Path, pytestconfig: pytest.Config) -> Iterator[Libvirtd]:
     """Return a libvirtd of this run's own; from now on all of its paths are those of this process."""
+    from liveclone.drivers.libvirt import hook_install
     from tests.libvirtd import Libvirtd
 
     needs("libvirtd", "virsh", "qemu-system-x86_64", root=True)
     run, hot = pytestconfig.stash[_RUN], pytestconfig.stash[_HOT]
+    hooks = run / "libvirt" / "etc" / "hooks"
+    hooks.mkdir(parents=True)
+    hook_install.install(hooks, images=[hot])
     with Libvirtd(run / "libvirt", hot=hot / "libvirt", cache=cache_folder / "libvirt") as daemon:
         yield daemon
 

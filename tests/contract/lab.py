@@ -26,6 +26,7 @@ from liveclone.drivers.base import BootPlan, Captured, CapturePlan, Driver, Hand
 from liveclone.drivers.fake.driver import FakeDriver
 from liveclone.drivers.fake.guest import is_consistent
 from liveclone.drivers.fake.handle import FakeHandle
+from liveclone.drivers.libvirt.driver import LibvirtDriver
 from liveclone.drivers.qemu.driver import QemuDriver
 from liveclone.engine import agent as agents
 from liveclone.errors import NotFound
@@ -75,6 +76,8 @@ class Lab:
 
     name = ""
     obeys_power_button = True  # its guest shuts down when it is asked to
+    publishes_ports = True
+    methods = tuple(CaptureMethod)
 
     def __init__(self, home: Path, hot: Path) -> None:
         self.home, self.hot = home, hot
@@ -112,6 +115,10 @@ class Lab:
         raise NotImplementedError
 
     # What is the same for all
+
+    def offered(self, method: CaptureMethod) -> CaptureMethod:
+        """Return `method`, or what this hypervisor has instead."""
+        return method if method in self.methods else self.methods[0]
 
     def machine_folder(self, name: str) -> Path:
         folder = self.home / name
@@ -215,6 +222,8 @@ class Lab:
         for pid in self.processes():
             with contextlib.suppress(NotFound):
                 await process.end(process.ref(pid))
+        for subject in self._open:
+            await self.driver.forget(subject.folder)
         for folder in (self.home, self.hot):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -269,30 +278,31 @@ class FakeLab(Lab):
         return await _fake(subject).read(f"/srv/{name}")
 
 
-class QemuLab(Lab):
-    """QEMU with a small Debian. It boots once a session (`make_seed`); each test goes on with a copy of that machine.
+class DebianLab(Lab):
+    """A small Debian. It boots once a session (`make_seed`); each test goes on with a copy of that machine."""
 
-    The copy's RAM is a file of its own, mapped shared, so it is to the driver what a machine from cold is.
-    """
-
-    name = "qemu"
     obeys_power_button = False  # the light guest has no systemd
 
-    def __init__(self, home: Path, hot: Path, seed: Shot) -> None:
+    def __init__(self, home: Path, hot: Path, seed: Shot | None) -> None:
         super().__init__(home, hot)
         self.seed = seed
 
     async def boot(self, name: str = "source") -> Subject:
+        assert self.seed is not None
         folder = self.machine_folder(name)
         disk = folder / "disk.qcow2"
         make_overlay(disk, self.seed.plan.frozen_disk)
-        memory = Memory(path=str(self.hot / f"{name}.ram"), source=MemorySource.SHARED_HOT)
-        files.copy_sparse(self.seed.plan.memory, Path(memory.path))
-        plan = replace(self.restore_plan(self.seed, name, folder, disk), memory=memory)
-        handle = await self.driver.restore(plan)
+        memory = self.own_memory(name)
+        handle = await self.driver.restore(
+            replace(self.restore_plan(self.seed, name, folder, disk), memory=memory)
+        )
         await handle.resume()
         machine = make_machine(self.name, name, self.seed.hardware, disk, memory)
         return self.add(machine.replace(boot=self.seed.plan.machine.boot), folder, handle)
+
+    def own_memory(self, name: str) -> Memory:
+        """Return where the RAM of a machine that was copied comes from."""
+        raise NotImplementedError
 
     async def count(self, subject: Subject) -> int:
         count, verdict = (await run_in_guest(subject, "cat /run/count")).split()
@@ -318,6 +328,30 @@ class QemuLab(Lab):
         return await run_in_guest(subject, f"dd if=/root/{name} bs=1M iflag=direct status=none")
 
 
+class QemuLab(DebianLab):
+    """QEMU. The copy's RAM is a file of its own, mapped shared, so it is to the driver what a machine from cold is."""
+
+    name = "qemu"
+
+    def own_memory(self, name: str) -> Memory:
+        assert self.seed is not None
+        memory = Memory(path=str(self.hot / f"{name}.ram"), source=MemorySource.SHARED_HOT)
+        files.copy_sparse(self.seed.plan.memory, Path(memory.path))
+        return memory
+
+
+class LibvirtLab(DebianLab):
+    """libvirt, in a mount namespace of the session's own."""
+
+    name = "libvirt"
+    publishes_ports = False
+    methods = (CaptureMethod.STREAM,)
+
+    def own_memory(self, name: str) -> Memory:
+        assert self.seed is not None
+        return Memory(path=str(self.seed.plan.memory), source=MemorySource.PRIVATE_HOT)
+
+
 # Counts in 64 pages of memory, and looks whether all of them hold what it wrote a round ago.
 COUNTER = """
 import mmap, os, time
@@ -337,13 +371,12 @@ while True:
 """
 
 
-async def make_seed(home: Path, hot: Path, image: Image) -> Shot:
-    """Boot a machine, let its guest count, and capture it; the machine ends, its capture stays in these folders."""
-    lab = QemuLab(home, hot, None)  # type: ignore[arg-type]
+async def make_seed(lab: DebianLab, image: Image) -> Shot:
+    """Boot a machine, let its guest count, and capture it; the machine ends, its capture stays in the lab's folders."""
     folder = lab.machine_folder("seed")
     disk = folder / "disk.qcow2"
     make_overlay(disk, Path(image.disk), image.disk_bytes)
-    memory = Memory(path=str(hot / "seed.ram"), source=MemorySource.SHARED_HOT)
+    memory = Memory(path=str(lab.hot / "seed.ram"), source=MemorySource.SHARED_HOT)
     handle = await lab.driver.boot(
         BootPlan(
             machine_id="0" * 12,
@@ -356,7 +389,7 @@ async def make_seed(home: Path, hot: Path, image: Image) -> Shot:
         )
     )
     try:
-        machine = make_machine("qemu", "seed", handle.hardware, disk, memory)
+        machine = make_machine(lab.name, "seed", handle.hardware, disk, memory)
         subject = lab.add(machine.replace(boot=image.boot), folder, handle)
         async with agents.connect(handle, "seed") as agent:
             await agent.call("ping", deadline_s=180.0)
@@ -367,9 +400,10 @@ async def make_seed(home: Path, hot: Path, image: Image) -> Shot:
         )
         return await lab.capture(subject, CaptureMethod.STREAM)
     finally:
-        await subject.handle.close()
         await subject.handle.kill()
-        Path(memory.path).unlink()
+        await subject.handle.close()
+        await lab.driver.forget(folder)
+        Path(memory.path).unlink(missing_ok=True)
 
 
 async def run_in_guest(subject: Subject, script: str) -> str:
@@ -394,6 +428,9 @@ def _fake(subject: Subject) -> FakeHandle:
 
 
 def make_driver(name: str, home: Path) -> Driver:
+    """Return the hypervisor; libvirt's default URI is that of the session's own (see conftest)."""
+    if name == "libvirt":
+        return LibvirtDriver(os.environ["LIVECLONE_LIBVIRT_URI"])
     return FakeDriver(home / "fake") if name == "fake" else QemuDriver()
 
 

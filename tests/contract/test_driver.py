@@ -38,6 +38,8 @@ from .children import Children
 from .lab import Lab, Shot, Subject, capture_in_child, make_nic, make_overlay, plan_for_child
 
 HANDOVER, BACKGROUND, STREAM = CaptureMethod.HANDOVER, CaptureMethod.BACKGROUND, CaptureMethod.STREAM
+with_ports = pytest.mark.needs_ports
+with_handover = pytest.mark.needs_method(HANDOVER)
 every_method = pytest.mark.parametrize("method", list(CaptureMethod), ids=lambda method: method.value)
 
 DRIVERS = Path(__file__).resolve().parents[2] / "src" / "liveclone" / "drivers"
@@ -165,6 +167,7 @@ async def test_a_failed_boot_leaves_no_process_and_no_ram(lab: Lab) -> None:
     assert not Path(memory.path).exists()
 
 
+@with_handover
 async def test_a_failed_ram_file_is_an_error_of_the_store(lab: Lab) -> None:
     folder = lab.machine_folder("homeless")
     disk = folder / "disk.qcow2"
@@ -240,6 +243,7 @@ async def test_two_nics_at_once(lab: Lab) -> None:
     assert await subject.handle.macs() == ("02:00:00:00:00:02",)
 
 
+@with_ports
 async def test_ports_are_published_as_long_as_the_nic_is_there(lab: Lab) -> None:
     subject = await lab.boot()
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -251,6 +255,7 @@ async def test_ports_are_published_as_long_as_the_nic_is_there(lab: Lab) -> None
         socket.create_connection(("127.0.0.1", number), timeout=10)
 
 
+@with_ports
 async def test_a_nic_that_cannot_be_plugged_leaves_nothing(lab: Lab) -> None:
     subject = await lab.boot()
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as taken:
@@ -264,9 +269,23 @@ async def test_a_nic_that_cannot_be_plugged_leaves_nothing(lab: Lab) -> None:
     assert await subject.handle.nics() == ()
     await subject.handle.plug(make_nic(), (), None)
     assert await subject.handle.nics() == ("nic0",)
+
+
+async def test_a_nic_is_not_plugged_twice(lab: Lab) -> None:
+    subject = await lab.boot()
+    await subject.handle.plug(make_nic(), (), None)
     with pytest.raises(HypervisorError):
         await subject.handle.plug(make_nic(), (), None)
     assert await subject.handle.nics() == ("nic0",)
+
+
+async def test_ports_that_cannot_be_published_are_refused(lab: Lab) -> None:
+    if not lab.publishes_ports:
+        subject = await lab.boot()
+        with pytest.raises(Unsupported) as caught:
+            await subject.handle.plug(make_nic(), (Port(host_port=1, guest_port=80),), None)
+        assert caught.value.code == "no-ports"
+        assert await subject.handle.nics() == ()
 
 
 async def test_a_nic_that_is_not_there_cannot_be_unplugged(lab: Lab) -> None:
@@ -338,7 +357,7 @@ async def test_one_capture_follows_another_in_source_and_clone(lab: Lab) -> None
     shots: list[Shot] = []
     for method in (STREAM, BACKGROUND, HANDOVER, BACKGROUND, STREAM):
         await lab.write(subject, "note", f"capture {len(shots)}")
-        shots.append(await lab.capture(subject, method))
+        shots.append(await lab.capture(subject, lab.offered(method)))
     for number, shot in enumerate(shots):
         clone = await lab.restore(shot, f"clone{number}")
         await clone.handle.resume()
@@ -346,7 +365,7 @@ async def test_one_capture_follows_another_in_source_and_clone(lab: Lab) -> None
         await lab.check(clone)
         if number == 2:
             await lab.write(clone, "note", "a clone's")
-            again = await lab.restore(await lab.capture(clone, BACKGROUND), "clone-of-clone")
+            again = await lab.restore(await lab.capture(clone, lab.offered(BACKGROUND)), "clone-of-clone")
             await again.handle.resume()
             assert await lab.read(again, "note") == "a clone's"
             await lab.check(again)
@@ -530,9 +549,10 @@ async def test_a_capture_that_was_killed_is_settled(lab: Lab, children: Children
     assert await subject.handle.state() is MachineState.RUNNING
     await lab.runs_on(subject)
     await lab.check(subject)
-    await _is_whole(lab, subject, BACKGROUND)
+    await _is_whole(lab, subject, lab.offered(BACKGROUND))
 
 
+@with_handover
 async def test_of_a_killed_handover_whose_old_process_is_gone_the_new_one_goes_on(
     lab: Lab, children: Children
 ) -> None:
@@ -553,8 +573,9 @@ async def test_of_a_killed_handover_whose_old_process_is_gone_the_new_one_goes_o
 
 
 async def test_a_killed_capture_of_a_machine_that_died_too_is_told(lab: Lab, children: Children) -> None:
-    env = {"LIVECLONE_FAULT": "handover.successor=kill"}
-    ended, subject, _, facts = await _capture_in_child(lab, children, HANDOVER, env)
+    method = lab.offered(HANDOVER)
+    env = {"LIVECLONE_FAULT": "handover.successor=kill" if method is HANDOVER else "stream.paused=kill"}
+    ended, subject, _, facts = await _capture_in_child(lab, children, method, env)
     assert ended.signal == 9
     for pid in lab.processes():
         await process.end(process.ref(pid))

@@ -287,8 +287,8 @@ def test_what_the_shell_lets_through_python_looks_at_again(world: World) -> None
     words = [
         sys.executable,
         hook_program.__file__,
-        world.counter,
-        world.image.parent,
+        str(world.counter),
+        str(world.image.parent),
         NAME,
         "started",
         "begin",

@@ -135,7 +135,10 @@ def test_times_are_in_utc() -> None:
 
 def test_enums_answer_questions() -> None:
     assert [state for state in MachineState if not state.has_process] == [MachineState.STOPPED]
-    assert [kind for kind in NetworkKind if kind.keeps_connections] == [NetworkKind.BRIDGE]
+    assert [kind for kind in NetworkKind if kind.keeps_connections] == [
+        NetworkKind.BRIDGE,
+        NetworkKind.LIBVIRT,
+    ]
     assert MACHINE.nics[0].ip == "10.213.0.7"
     assert not EVIDENCE.verified
     assert EVIDENCE.replace(findings=()).verified

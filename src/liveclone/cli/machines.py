@@ -243,6 +243,8 @@ def _where(machine: MachineSummary) -> str:
 
 
 def _origin(machine: MachineSummary) -> str:
+    if machine.domain:
+        return "adopted"
     return f"snapshot {machine.clone_of}" if machine.clone_of else machine.image
 
 

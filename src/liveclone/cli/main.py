@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import (
+    adopt,
     audit,
     clone,
     console,
@@ -39,7 +40,7 @@ that goes on from there, with an identity of its own, verified before it has a n
 
 # In this order in the help.
 ORDER = (
-    *("run", "list", "show", "logs", "console", "exec", "cp", "start", "stop", "restart", "remove"),
+    *("run", "adopt", "list", "show", "logs", "console", "exec", "cp", "start", "stop", "restart", "remove"),
     *(
         "scan",
         "snapshot",
@@ -86,6 +87,7 @@ def build_app(*, completion: bool = True) -> typer.Typer:
     app.callback()(_root)
     for group in (
         machines,
+        adopt,
         show,
         console,
         execute,
@@ -118,11 +120,22 @@ def _root(
         bool,
         typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_print_version),
     ] = False,
+    driver: Annotated[
+        str,
+        typer.Option("--driver", metavar="qemu|libvirt", help="Who runs new machines.", show_default=False),
+    ] = "",
+    connect: Annotated[
+        str, typer.Option("--connect", metavar="URI", help="Which libvirt, as for virsh.", show_default=False)
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; short results.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log everything; tracebacks of errors.")] = False,
     show_help: HelpOption = False,
 ) -> None:
+    if driver:
+        os.environ["LIVECLONE_DRIVER"] = driver  # for the processes that we start, too
+    if connect:
+        os.environ["LIVECLONE_LIBVIRT_URI"] = connect
     context.obj = {"quiet": quiet, "verbose": verbose, "debug": debug}
 
 

@@ -48,8 +48,10 @@ Image = Annotated[
     str, typer.Argument(metavar="IMAGE", help="Name of an image.", autocompletion=complete.images)
 ]
 Network = Annotated[
-    Literal["bridge", "user", "none"] | None,
-    typer.Option("--network", metavar="bridge|user|none", help="How it reaches others.", show_default=False),
+    Literal["bridge", "user", "none", "libvirt"] | None,
+    typer.Option(
+        "--network", metavar="bridge|user|none|libvirt", help="How it reaches others.", show_default=False
+    ),
 ]
 Policy = Annotated[
     str,

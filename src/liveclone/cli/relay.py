@@ -59,7 +59,9 @@ class Relay:
     async def _show(self) -> None:
         while True:
             folder = self.ctx.layout.machine(self.machine.id)
-            reader, self.writer = await self.ctx.driver.connect_port(self.machine, folder, "console")
+            reader, self.writer = await self.ctx.driver_for(self.machine.driver).connect_port(
+                self.machine, folder, "console"
+            )
             try:
                 with contextlib.suppress(OSError):
                     while data := await reader.read(65536):

@@ -73,6 +73,8 @@ def _print_proof(cli: Cli, subject: str) -> None:
 def _print_machine(detail: MachineDetail) -> None:
     summary, machine = detail.summary, detail.machine
     origin = f"clone of {summary.clone_of}" if summary.clone_of else f"image {summary.image}"
+    if machine.domain:
+        origin = f"adopted, domain {machine.domain}"
     output.print_line(f"machine {summary.name}: {machines.render_state(summary)}, {origin}")
     nics = ", ".join(f"{nic.address} {nic.mac}" for nic in machine.nics)
     output.print_facts(

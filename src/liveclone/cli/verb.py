@@ -85,13 +85,18 @@ class Cli:
         *,
         handler: Handler | None = None,
         progress: bool = True,
+        driver: str = "",
     ) -> T:
         """Run an operation of the engine and return its result.
 
         Args:
             handler: see loop.run.
             progress: False where the terminal belongs to somebody else meanwhile.
+            driver: of a verb that one hypervisor alone has; by the settings when empty.
         """
+        from dataclasses import replace
+
+        from ..engine import settings
         from ..engine.context import open_context
         from . import loop
         from .progress import Progress
@@ -99,7 +104,9 @@ class Cli:
         async def carry_out() -> T:
             shown = progress and not self.quiet
             with Progress(shown=shown, lines=self.verbose or self.debug) as meter:
-                return await work(open_context(progress=meter.report))
+                found = settings.read()
+                chosen = replace(found, driver=driver) if driver else found
+                return await work(open_context(chosen, meter.report))
 
         return loop.run(carry_out(), handler)
 

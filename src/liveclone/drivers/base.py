@@ -4,7 +4,7 @@
            ── restore ──────┼──> Handle ── pause resume plug unplug capture agent ... close
            ── open ─────────┘      (one connection to one machine's process; one owner)
 
-Three implementations are held to one contract kit (tests/contract): `qemu`, `fake`, later `libvirt`. The
+Three implementations are held to one contract kit (tests/contract): `qemu`, `libvirt`, `fake`. The
 engine decides *what* happens and in which order, and holds the undo; a driver knows *how*. A driver reads
 and writes only the paths that a plan gives to it. Everything here may raise HypervisorError (it failed;
 the message says what the hypervisor said), TimedOut, or NotFound (the process is gone); what is left behind is
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..errors import Unsupported
+from ..model.disk import Disk
 from ..model.machine import Acceleration, Boot, Hardware, Machine, MachineState, Memory, ProcessRef
 from ..model.network import Nic, Port
 from ..model.snapshot import CaptureMethod
@@ -63,6 +65,35 @@ class RestorePlan:
     memory: Memory
     device_state: Path
     ignore_shared: bool
+    disks: tuple[Disk, ...] = ()  # all of them, `disk` first; empty: it is the only one
+
+
+@dataclass(frozen=True)
+class DiskCapture:
+    """A disk that is not ours. It is captured into `frozen`, a copy, and afterwards is what it was.
+
+    `layer` is where the machine writes meanwhile: made by the driver, beside the disk, and gone at the end.
+    """
+
+    target: str
+    present: Path
+    format: str
+    frozen: Path
+    layer: Path
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A machine that the hypervisor has without us, as it is now. `obstacles`: why it could not be cloned."""
+
+    uuid: str
+    name: str
+    hardware: Hardware
+    boot: Boot
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...]
+    process: ProcessRef | None  # None: it does not run
+    obstacles: tuple[str, ...] = ()
 
 
 async def _nothing() -> None:
@@ -92,6 +123,9 @@ class CapturePlan:
     deadline_s: float = 60.0
     note: Callable[..., None] = field(default=lambda step, **facts: None)
     before_pause: Callable[[], Awaitable[None]] = field(default=_nothing)  # the engine unplugs the NICs here
+    disks: tuple[
+        DiskCapture, ...
+    ] = ()  # of a machine whose disks are not ours; then those above are not used
 
     @property
     def present_memory(self) -> Memory:
@@ -183,6 +217,8 @@ class Driver(Protocol):
     """A hypervisor on this host."""
 
     name: str
+    shared: bool  # others, too, start and stop its machines
+    methods: tuple[CaptureMethod, ...]
 
     async def abilities(self) -> Abilities:
         """Return what it can do here; cheap after the first call."""
@@ -194,7 +230,7 @@ class Driver(Protocol):
         """Start a machine from a snapshot; it stands still when this returns. On failure no process is left."""
 
     async def open(self, machine: Machine, folder: Path) -> Handle:
-        """Connect to a running machine.
+        """Connect to a running machine; a second connection waits until the first is closed.
 
         Raises:
             NotFound: its process is gone (code "not-running").
@@ -220,3 +256,30 @@ class Driver(Protocol):
         Raises:
             NotFound: no process is left (code "not-running"); its sockets are cleared.
         """
+
+    async def look(self, folder: Path, name: str = "") -> Adoption:
+        """Return how a machine is now that others may start, stop and change too.
+
+        Args:
+            name: of one that is to be adopted: the hypervisor's own name for it, or its UUID. It is remembered in `folder`.
+
+        Raises:
+            NotFound: the hypervisor has no such machine (code "no-domain").
+            Unsupported: it has none but ours (code "cannot-adopt").
+        """
+
+    async def forget(self, folder: Path) -> None:
+        """Let go of what the hypervisor keeps of a machine elsewhere than in its folder (libvirt: the domain).
+
+        A process that is left ends. What the machine had before it was adopted stays. Twice does no harm.
+        """
+
+
+def cannot_adopt(driver: str, name: str) -> Unsupported:
+    return Unsupported(
+        f"{driver} runs no machines but those that liveclone has started",
+        code="cannot-adopt",
+        tried="adopting a machine",
+        on=name,
+        next_step="--driver libvirt adopts its domains",
+    )

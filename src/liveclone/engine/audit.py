@@ -100,7 +100,7 @@ def _find_family(ctx: Context, snapshot: Snapshot) -> tuple[list[Machine], tuple
 
 async def _ask(ctx: Context, snapshot: Snapshot, machine: Machine, key: bytes) -> Member:
     async with hold_machine(ctx, machine.id, f"audit of {snapshot.name}") as held:
-        handle = await ctx.driver.open(held, ctx.layout.machine(held.id))
+        handle = await ctx.driver_for(held.driver).open(held, ctx.layout.machine(held.id))
         try:
             async with agents.connect(handle, held.name) as agent:
                 items = await identify.look(agent, key)

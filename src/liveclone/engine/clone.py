@@ -27,6 +27,7 @@ from ..host import locks
 from ..identity import verify
 from ..ids import new_id
 from ..model.base import now
+from ..model.disk import Disk
 from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
@@ -158,15 +159,24 @@ class _Clone:
             boot=snapshot.boot,
             disk=str(disk),
             disk_bytes=snapshot.disk_bytes,
+            disks=tuple(
+                Disk(target=one.target, path=str(path), format="qcow2", size_bytes=one.size_bytes)
+                for one, path in zip(snapshot.disks, _paths(disk, snapshot), strict=True)
+            ),
             layers=(snapshot.id, *snapshot.layers),
             network=network,
-            nics=wiring.plan_nics(ctx, machine_id, network, self.result.parameters.address),
+            nics=wiring.plan_nics(
+                ctx, machine_id, network, self.result.parameters.address, snapshot.nics or (wiring.NIC_ID,)
+            ),
             ports=wiring.choose_ports(network, self.request.ports),
             generation=identify.first_generation().replace(counter=1),
             clone_of=snapshot.id,
         )
         ctx.machines.create(machine)
-        parts.make_overlay(disk, ctx.layout.snapshot(snapshot.id) / snapshot.disk.file, snapshot.disk_bytes)
+        below = ctx.layout.snapshot(snapshot.id)
+        parts.make_overlay(disk, below / snapshot.disk.file, snapshot.disk_bytes, snapshot.disk_format)
+        for one, path in list(zip(snapshot.disks, _paths(disk, snapshot), strict=True))[1:]:
+            parts.make_overlay(path, below / one.part.file, one.size_bytes, one.format)
         return machine
 
     async def _restore(self, machine: Machine) -> Handle:
@@ -180,8 +190,9 @@ class _Clone:
             memory=self.memory,
             device_state=self.ctx.layout.snapshot(self.snapshot.id) / self.snapshot.device_state.file,
             ignore_shared=self.snapshot.ignore_shared,
+            disks=machine.disks,
         )
-        return await self.ctx.driver.restore(plan)
+        return await self.ctx.driver_for(self.snapshot.driver).restore(plan)
 
     async def _identify(self, handle: Handle, machine: Machine) -> tuple[Evidence, Machine]:
         """Let the guest run without a NIC, renew and judge its identity, and only then connect it."""
@@ -206,7 +217,8 @@ class _Clone:
                 raise _not_verified(machine, evidence)
             self.mark("verify")
             trace.at("clone.verified")
-            evidence = _with_network(machine, evidence, await wiring.connect(ctx, handle, machine, agent))
+            cards, machine = await wiring.connect(ctx, handle, machine, agent)
+            evidence = _with_network(machine, evidence, cards, self.snapshot.addresses)
             book.record(evidence)
             if not evidence.verified:
                 await _cut_off(handle, machine)
@@ -214,6 +226,13 @@ class _Clone:
             self.mark("connect")
             trace.at("clone.connected")
         return evidence, machine
+
+
+def _paths(disk: Path, snapshot: Snapshot) -> list[Path]:
+    """Return where the disks of a clone are, the first of which is `disk`."""
+    return [disk, *(disk.with_name(f"disk-{one.target}.qcow2") for one in snapshot.disks[1:])][
+        : len(snapshot.disks)
+    ]
 
 
 def _alone(ctx: Context, machine_id: str, name: str) -> AbstractAsyncContextManager[None]:
@@ -245,14 +264,17 @@ async def _cut_off(handle: Handle, machine: Machine) -> None:
         await handle.kill()
 
 
-def _with_network(machine: Machine, evidence: Evidence, cards: Cards) -> Evidence:
+def _with_network(
+    machine: Machine, evidence: Evidence, cards: Cards, source_addresses: tuple[str, ...]
+) -> Evidence:
     """Add what is seen of its NICs, and the verdict on that."""
-    findings = tuple(verify.judge_cards(cards))
+    addresses = [nic.address for nic in machine.nics if nic.address]
+    findings = (*verify.judge_cards(cards), *verify.judge_addresses(addresses, source_addresses))
     report = ItemReport(
         item=verify.NETWORK,
         required=True,
         status=ItemStatus.FAILED if findings else ItemStatus.CONFIGURED,
-        details={"mac": ",".join(cards.given), "address": ",".join(nic.address for nic in machine.nics)},
+        details={"mac": ",".join(cards.given), "address": ",".join(addresses)},
         error="; ".join(finding.reason for finding in findings),
     )
     others = tuple(item for item in evidence.items if item.item != verify.NETWORK)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..drivers.base import Driver
+from ..errors import Unsupported
 from ..host import links, locks
 from ..identity.evidence import EvidenceBook
 from ..identity.signature import HostKey
@@ -43,6 +44,12 @@ class Context:
     leases: LeaseBook
     host_key: HostKey
     progress: Progress = field(default=silent)
+
+    def driver_for(self, name: str) -> Driver:
+        """Return the driver of a machine or snapshot; one home may hold those of several."""
+        if name == self.driver.name:
+            return self.driver
+        return _open_driver(replace(self.settings, driver=name), self.layout)
 
     def evidence(self, snapshot_id: str) -> EvidenceBook:
         lock = self.layout.lock(f"evidence-{snapshot_id}")
@@ -89,6 +96,24 @@ def _open_driver(settings: Settings, layout: Layout) -> Driver:
         from ..drivers.fake.driver import FakeDriver
 
         return FakeDriver(layout.home / "fake")
+    if settings.driver == "libvirt":
+        return _open_libvirt(settings)
     from ..drivers.qemu.driver import QemuDriver
 
     return QemuDriver()
+
+
+def _open_libvirt(settings: Settings) -> Driver:
+    try:
+        from ..drivers.libvirt.driver import LibvirtDriver
+    except ImportError as error:
+        raise Unsupported(
+            "libvirt's library for Python is not there",
+            code="no-libvirt-python",
+            tried="opening the libvirt driver",
+            on="libvirt-python",
+            seen=str(error),
+            source_state="not touched",
+            next_step="pip install 'liveclone[libvirt]', or the package python3-libvirt",
+        ) from error
+    return LibvirtDriver(settings.libvirt_uri)

@@ -47,7 +47,11 @@ async def dispose(ctx: Context, machine: Machine) -> None:
     """Remove a machine with all it has; the caller holds it. Snapshots of it stay."""
     if ctx.journal(machine.id).read() is None:
         ctx.journal(machine.id).begin("remove")
-    await halt(ctx, machine)
+    if machine.adopted:  # it was there before us, and stays as it is
+        await wiring.unpublish(machine)
+    else:
+        await halt(ctx, machine)
+        await ctx.driver_for(machine.driver).forget(ctx.layout.machine(machine.id))
     ctx.layout.ram(machine.id).unlink(missing_ok=True)
     ctx.machines.remove(machine.id)
     wiring.release(ctx, machine)
@@ -58,6 +62,7 @@ async def dispose(ctx: Context, machine: Machine) -> None:
 async def dispose_unknown(ctx: Context, machine_id: str) -> None:
     """Remove a machine whose manifest cannot be read, with all that its id leads to; the caller holds it."""
     await _end_forgotten(ctx, machine_id)
+    await ctx.driver.forget(ctx.layout.machine(machine_id))
     ctx.layout.ram(machine_id).unlink(missing_ok=True)
     _discard(ctx, machine_id)
     wiring.remove_unused_network(ctx)
@@ -107,7 +112,7 @@ def keep_layer_only(folder: Path) -> None:
         for path in folder.iterdir():
             if path.is_dir():
                 files.remove_tree(path)
-            elif path.name != parts.DISK:
+            elif not path.name.startswith(parts.DISKS):
                 path.unlink()
     except FileNotFoundError:
         return

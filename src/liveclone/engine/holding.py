@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from ..host import locks
 from ..model.machine import Machine
-from . import recover, scrub
+from . import adopt, recover, scrub
 from .context import BUSY_DEADLINE_S, Context
 
 
@@ -24,4 +24,4 @@ async def hold_machine(ctx: Context, machine_id: str, what: str) -> AsyncIterato
             machine = await recover.settle(ctx, machine)
         elif scrub.is_due(ctx, machine):
             await recover.bring_back(ctx, machine)
-        yield machine
+        yield await adopt.refresh(ctx, machine)

@@ -28,12 +28,13 @@ from ..model.snapshot import HotImage, Part, Snapshot
 from .context import Context
 
 STATE, MEMORY, DISK = "state", "memory", "disk.qcow2"
+DISKS = "disk"  # how the name of each disk of a snapshot begins
 _STAMPS = "stamps.json"
 
 
-def make_overlay(path: Path, backing: Path, size_bytes: int) -> None:
-    """Write an empty disk layer on top of `backing`."""
-    data = qcow2.render_overlay(str(backing), "qcow2", size_bytes)
+def make_overlay(path: Path, backing: Path, size_bytes: int, form: str = "qcow2") -> None:
+    """Write an empty disk layer on top of `backing`, which is written in `form`."""
+    data = qcow2.render_overlay(str(backing), form, size_bytes)
     try:
         path.write_bytes(data)
         path.chmod(0o600)
@@ -72,16 +73,17 @@ def check(ctx: Context, snapshot: Snapshot) -> Memory:
     _check_size(snapshot, state, snapshot.device_state)
     if digest(state) != snapshot.device_state.digest:
         raise _corrupt(snapshot, state, "its content is not what was captured")
-    disk = folder / snapshot.disk.file
-    _check_size(snapshot, disk, snapshot.disk)
-    _check_stamp(snapshot, folder, disk, snapshot.disk)
+    for part in disks_of(snapshot):
+        disk = folder / part.file
+        _check_size(snapshot, disk, part)
+        _check_stamp(snapshot, folder, disk, part)
     for layer in snapshot.layers:
         _check_layer(ctx, snapshot, layer)
     hot = snapshot.hot
     if hot is not None and Path(hot.path).exists():
         image = Path(hot.path)
         _check_size(snapshot, image, snapshot.memory)
-        if stamp(image) != hot:
+        if not _is_untouched(snapshot, hot, stamp(image)):
             _check_stamp(snapshot, folder, image, snapshot.memory)
         return Memory(path=hot.path, source=MemorySource.PRIVATE_HOT)
     sealed = folder / snapshot.memory.file
@@ -92,18 +94,28 @@ def check(ctx: Context, snapshot: Snapshot) -> Memory:
     return Memory(path=str(sealed), source=MemorySource.PRIVATE_DISK)
 
 
+def disks_of(snapshot: Snapshot) -> tuple[Part, ...]:
+    """Return the frozen disks, one or more."""
+    return (snapshot.disk, *(disk.part for disk in snapshot.disks[1:]))
+
+
+def _is_untouched(snapshot: Snapshot, captured: HotImage, now: HotImage) -> bool:
+    """Tell whether the image is as it was. libvirt's hook gives it other names, and each changes its ctime."""
+    return now == (captured.replace(ctime_ns=now.ctime_ns) if snapshot.driver == "libvirt" else captured)
+
+
 def _check_layer(ctx: Context, snapshot: Snapshot, layer: str) -> None:
     """Check a frozen layer further down. Of a removed snapshot only the layer is left, without a manifest."""
     folder = ctx.layout.snapshot(layer)
-    path = folder / DISK
     try:
-        expected = ctx.snapshots.load(layer).disk
+        known = ctx.snapshots.load(layer)
     except NotFound:
-        expected = Part(file=DISK, size_bytes=path.stat().st_size if path.exists() else -1)
-        _check_size(snapshot, path, expected)
+        if not list(folder.glob(f"{DISKS}*")):
+            raise _corrupt(snapshot, folder / DISK, "it is missing") from None
         return
-    _check_size(snapshot, path, expected)
-    _check_stamp(snapshot, folder, path, expected)
+    for part in disks_of(known):
+        _check_size(snapshot, folder / part.file, part)
+        _check_stamp(snapshot, folder, folder / part.file, part)
 
 
 def remember_stamp(folder: Path, path: Path) -> None:

@@ -63,7 +63,7 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
     complete = any(snapshot.id == snapshot_id for snapshot in ctx.snapshots.list())
     try:
         if not committed:
-            found = await ctx.driver.recover(machine, folder, facts)
+            found = await ctx.driver_for(machine.driver).recover(machine, folder, facts)
             machine = machine.replace(process=found.process, memory=found.memory)
             if found.on_next_disk:
                 machine = _on_next_disk(machine, facts)
@@ -96,7 +96,7 @@ def _on_next_disk(machine: Machine, facts: dict[str, Any]) -> Machine:
 
 async def _renew(ctx: Context, machine: Machine) -> Machine:
     """Network, generation and entropy of a source whose snapshot was cut short. A silent agent is left for later."""
-    handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+    handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
     try:
         await handle.resume()  # a guest that wrote while the disk was full stands still
         await wiring.reconnect(ctx, handle, machine, None)
@@ -120,7 +120,7 @@ async def bring_back(ctx: Context, machine: Machine) -> None:
     """Bring secrets back that an earlier command could not; a silent agent, or a stopped machine, is left for later."""
     with contextlib.suppress(LivecloneError):
         if process.is_alive(machine.process):
-            handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+            handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
             try:
                 async with agents.connect(handle, machine.name) as agent:
                     await scrub.put_back(ctx, machine, agent)

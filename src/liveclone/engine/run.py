@@ -90,7 +90,7 @@ async def start(ctx: Context, text: str) -> Machine:
     found = ctx.machines.find(text)
     async with hold_machine(ctx, found.id, f"starting {found.name}") as machine:
         if process.is_alive(machine.process):
-            handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+            handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
             try:
                 await handle.resume()
                 await _configure_again(ctx, handle, machine)
@@ -133,7 +133,7 @@ async def stop(ctx: Context, text: str, *, force: bool, deadline_s: float = 60.0
     found = ctx.machines.find(text)
     async with hold_machine(ctx, found.id, f"stopping {found.name}") as machine:
         if process.is_alive(machine.process) and not force:
-            handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+            handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
             try:
                 if await handle.state() is MachineState.PAUSED:
                     await handle.resume()
@@ -202,7 +202,7 @@ def _make_manifest(ctx: Context, request: Request, image: Image, machine_id: str
 async def _boot(ctx: Context, machine: Machine) -> Handle:
     assert machine.memory is not None
     ctx.progress(f"starting {machine.name}", None)
-    return await ctx.driver.boot(
+    return await ctx.driver_for(machine.driver).boot(
         BootPlan(
             machine_id=machine.id,
             name=machine.name,
@@ -235,7 +235,7 @@ async def _come_up(
 ) -> Machine:
     """Wait for the agent, give a first identity, connect; a guest without an agent just gets its NIC."""
     if not has_agent:
-        await wiring.connect(ctx, handle, machine, None)
+        _, machine = await wiring.connect(ctx, handle, machine, None)
     else:
         ctx.progress(f"waiting for {machine.name} to boot", None)
         began = time.monotonic()
@@ -245,7 +245,7 @@ async def _come_up(
             trace.at("run.answered")
             if first:
                 await identify.become(agent, machine, b"\0" * 32, "")
-            await wiring.connect(ctx, handle, machine, agent)
+            _, machine = await wiring.connect(ctx, handle, machine, agent)
             with contextlib.suppress(
                 LivecloneError
             ):  # it had stopped while they were out; kept for the next command
@@ -256,6 +256,8 @@ async def _come_up(
 
 
 def _has_agent(ctx: Context, machine: Machine) -> bool:
+    if not machine.image:  # adopted, or a clone of one: without an agent there were none
+        return bool(machine.clone_of)
     try:
         return bool(ctx.images.load(machine.image).has_agent)
     except LivecloneError:

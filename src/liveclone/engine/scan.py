@@ -35,7 +35,7 @@ async def scan(ctx: Context, text: str, policy: str = policies.DEFAULT) -> Scan:
     judge = policies.load(policy)
     found = find_running(ctx, text)
     async with hold_machine(ctx, found.id, f"scan of {found.name}") as machine:
-        handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+        handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
         try:
             return await examine(handle, machine, judge)
         finally:

@@ -120,7 +120,7 @@ def seal(ctx: Context, snapshot_id: str) -> Snapshot:
         folder = ctx.layout.snapshot(snapshot_id)
         parts.check(ctx, snapshot)
         trace.at("seal.begun")
-        memory, disk = folder / snapshot.memory.file, folder / snapshot.disk.file
+        memory = folder / snapshot.memory.file
         if snapshot.hot is not None and not memory.exists():
             temporary = memory.with_suffix(".part")
             temporary.unlink(missing_ok=True)
@@ -129,11 +129,14 @@ def seal(ctx: Context, snapshot_id: str) -> Snapshot:
             temporary.rename(memory)
         sealed: Snapshot = snapshot.replace(
             memory=_digested(memory, snapshot.memory),
-            disk=_digested(disk, snapshot.disk),
+            disk=_digested(folder / snapshot.disk.file, snapshot.disk),
+            disks=tuple(
+                disk.replace(part=_digested(folder / disk.part.file, disk.part)) for disk in snapshot.disks
+            ),
             state=SnapshotState.SEALED,
         )
-        for path in (disk, folder / snapshot.device_state.file):
-            _sync(path)
+        for part in (*parts.disks_of(snapshot), snapshot.device_state):
+            _sync(folder / part.file)
         files.sync_folder(folder)
         trace.at("seal.digested")
         # Together with clones that start, but not while the snapshot is being removed.

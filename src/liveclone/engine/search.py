@@ -57,7 +57,8 @@ async def prove(ctx: Context, text: str, secrets: Sequence[Secret]) -> Scrub:
         folder = ctx.layout.snapshot(snapshot.id)
         ctx.progress("checking the parts", None)
         memory = await asyncio.to_thread(parts.check, ctx, snapshot)
-        layers = disk_layers.find_layers(folder / snapshot.disk.file)
+        tops = [folder / part.file for part in parts.disks_of(snapshot)]
+        layers = [layer for top in tops for layer in disk_layers.find_layers(top)]
         places = Places(Path(memory.path), folder / snapshot.device_state.file, layers)
         return await asyncio.to_thread(search, places, secrets, ctx.progress)
 

@@ -2,8 +2,9 @@
 
 LIVECLONE_HOME      durable state         $XDG_DATA_HOME/liveclone  (~/.local/share/liveclone)
 LIVECLONE_HOT       memory images, tmpfs  /dev/shm/liveclone-UID
-LIVECLONE_DRIVER    qemu | fake           qemu
-LIVECLONE_NETWORK   bridge | user | none  bridge for root, else user
+LIVECLONE_DRIVER    qemu | libvirt | fake qemu
+LIVECLONE_LIBVIRT_URI  of its libvirt     libvirt's own default
+LIVECLONE_NETWORK   bridge | user | none  bridge for root, else user; libvirt: what the domain has
 LIVECLONE_SUBNET    CIDR of the gateway   10.213.0.1/16
 LIVECLONE_RESERVE   memory to leave free  5% of the host's, at least 256M
 LIVECLONE_ACCEL     kvm | tcg             see `liveclone doctor`
@@ -20,7 +21,7 @@ from ..errors import ConfigError
 from ..model.network import NetworkKind
 from ..units import parse_size
 
-DRIVERS = ("qemu", "fake")
+DRIVERS = ("qemu", "libvirt", "fake")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
     home: Path
     hot: Path
     driver: str = "qemu"
+    libvirt_uri: str = ""
     network: NetworkKind = NetworkKind.USER
     subnet: str = "10.213.0.1/16"
     reserve_bytes: int | None = None
@@ -45,14 +47,17 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     root = os.geteuid() == 0
     data = Path(env.get("XDG_DATA_HOME") or Path(env.get("HOME", "/root")) / ".local" / "share")
     reserve = env.get("LIVECLONE_RESERVE", "")
+    driver = _one_of("LIVECLONE_DRIVER", env.get("LIVECLONE_DRIVER") or "qemu", DRIVERS)
+    usual = "libvirt" if driver == "libvirt" else "bridge" if root else "user"
     return Settings(
         home=Path(env.get("LIVECLONE_HOME") or data / "liveclone").absolute(),
         hot=Path(env.get("LIVECLONE_HOT") or f"/dev/shm/liveclone-{os.geteuid()}").absolute(),
-        driver=_one_of("LIVECLONE_DRIVER", env.get("LIVECLONE_DRIVER") or "qemu", DRIVERS),
+        driver=driver,
+        libvirt_uri=env.get("LIVECLONE_LIBVIRT_URI", ""),
         network=NetworkKind(
             _one_of(
                 "LIVECLONE_NETWORK",
-                env.get("LIVECLONE_NETWORK") or ("bridge" if root else "user"),
+                env.get("LIVECLONE_NETWORK") or usual,
                 tuple(kind.value for kind in NetworkKind),
             )
         ),

@@ -51,7 +51,7 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     """
     found = ctx.machines.find(request.machine)
     async with hold_machine(ctx, found.id, f"snapshot of {found.name}") as machine:
-        handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+        handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
         owned = AsyncExitStack()
         owned.push_async_callback(handle.close)
         async with owned:
@@ -147,6 +147,7 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         work.mark("prepare")
         trace.at("snapshot.prepared")
         undo.push_async_callback(_undo_prepare, work, handle)
+        work.machine = machine = await wiring.learn(machine, agent)
         if work.scrub is not None:
             journal.note("scrub")
             work.taken = await scrub.take_out(ctx, machine, handle, agent, work.scrub.paths, work.scrub.units)
@@ -171,14 +172,15 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
 
     ctx.progress(f"capturing by {work.method.value}", None)
     frozen = work.folder / parts.DISK
-    files.hard_link(Path(machine.disk), frozen)
     if (
         work.method is CaptureMethod.HANDOVER
     ):  # the RAM file gets the image's name, as the disk layer got the snapshot's
         files.hard_link(ctx.layout.ram(machine.id), work.memory)
         undo.callback(work.memory.unlink, missing_ok=True)
     undo.callback(_undo_layer, work)
-    parts.make_overlay(work.next_disk, frozen, machine.disk_bytes)
+    if not work.disks:
+        files.hard_link(Path(machine.disk), frozen)
+        parts.make_overlay(work.next_disk, frozen, machine.disk_bytes)
     plan = CapturePlan(
         method=work.method,
         machine=machine,
@@ -189,6 +191,7 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         next_disk=work.next_disk,
         note=note,
         before_pause=unplug,
+        disks=work.disks,
     )
     captured = await handle.capture(plan)
     # The source may be another process now. No await may come before this one: a ctrl-C that was put off comes with it.
@@ -218,7 +221,8 @@ async def _undo_prepare(work: Work, handle: Handle) -> None:
 
 def _undo_layer(work: Work) -> None:
     """Delete the next layer, unless the driver could not take it off again: then the guest writes it."""
-    if work.layered and work.next_disk.exists():
+    left = [disk.layer for disk in work.disks] or [work.next_disk]
+    if work.layered and any(layer.exists() for layer in left):
         work.unsettled.append("on a disk layer that could not be taken off again")
         work.keeps_folder = True
     else:

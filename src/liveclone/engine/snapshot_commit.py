@@ -22,7 +22,9 @@ from ..drivers.base import Captured, Handle
 from ..errors import LivecloneError
 from ..host import disk_layers
 from ..model.base import now
+from ..model.disk import DiskPart
 from ..model.machine import Machine
+from ..model.network import NetworkKind
 from ..model.scrub import Scrub
 from ..model.snapshot import Capture, CaptureMethod, Part, Snapshot, SnapshotState
 from . import agent as agents
@@ -100,17 +102,18 @@ def _commit(work: Work, captured: Captured) -> Machine:
     changed: Machine = machine.replace(
         process=captured.handle.process,
         memory=captured.memory,
-        disk=str(work.next_disk),
-        layers=(work.id, *machine.layers),
         generation=identify.next_generation(machine.generation),
     )
+    if not work.disks:
+        changed = changed.replace(disk=str(work.next_disk), layers=(work.id, *machine.layers))
     ctx.machines.save(changed)
     return changed
 
 
 async def _prove(work: Work) -> Scrub:
     """Search what has been captured for what was taken out."""
-    layers = disk_layers.find_layers(work.folder / parts.DISK)
+    tops = [disk.frozen for disk in work.disks] or [work.folder / parts.DISK]
+    layers = [layer for top in tops for layer in disk_layers.find_layers(top)]
     places = search.Places(work.memory, work.folder / parts.STATE, layers)
     found = await asyncio.to_thread(search.search, places, work.taken.secrets(), work.ctx.progress)
     work.mark("proof")
@@ -120,14 +123,26 @@ async def _prove(work: Work) -> Scrub:
 def _write_manifest(work: Work, captured: Captured) -> Snapshot:
     """Make the parts immutable, describe them, and so let clones start."""
     ctx, machine = work.ctx, work.machine
-    # The snapshot's names for layer and memory are the only ones from now on.
-    Path(machine.disk).unlink(missing_ok=True)
+    if not ctx.driver_for(machine.driver).shared:
+        # The snapshot's names for layer and memory are the only ones from now on.
+        Path(machine.disk).unlink(missing_ok=True)
     if work.method is CaptureMethod.HANDOVER:
         ctx.layout.ram(machine.id).unlink(missing_ok=True)
-    state, disk = work.folder / parts.STATE, work.folder / parts.DISK
-    for path in (state, disk, work.memory):
+    state = work.folder / parts.STATE
+    disks = tuple(
+        DiskPart(
+            target=disk.target,
+            part=parts.part(disk.frozen, with_digest=False),
+            format=disk.format,
+            size_bytes=next(one.size_bytes for one in machine.disks if one.target == disk.target),
+        )
+        for disk in work.disks
+    )
+    disk = work.disks[0].frozen if work.disks else work.folder / parts.DISK
+    immutable = (state, disk, *(one.frozen for one in work.disks[1:]))
+    for path in (*immutable, work.memory):
         path.chmod(0o400)
-    for path in (state, disk):
+    for path in immutable:
         parts.remember_stamp(work.folder, path)
     snapshot = Snapshot(
         id=work.id,
@@ -149,6 +164,12 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         device_state=parts.part(state, with_digest=True),
         disk=parts.part(disk, with_digest=False),
         disk_bytes=machine.disk_bytes,
+        disk_format=work.disks[0].format if work.disks else "qcow2",
+        disks=disks or _named(machine, parts.part(disk, with_digest=False)),
+        nics=tuple(nic.id for nic in machine.nics),
+        addresses=tuple(
+            nic.address for nic in machine.nics if nic.kind is NetworkKind.LIBVIRT and nic.address
+        ),
         layers=machine.layers,
         items=work.items,
         scan=work.scan,
@@ -163,3 +184,11 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
     )
     ctx.snapshots.create(snapshot)
     return snapshot
+
+
+def _named(machine: Machine, part: Part) -> tuple[DiskPart, ...]:
+    """Return the only disk of a machine that is ours by the hypervisor's name for it, if it has one."""
+    return tuple(
+        DiskPart(target=disk.target, part=part, format="qcow2", size_bytes=disk.size_bytes)
+        for disk in machine.disks
+    )

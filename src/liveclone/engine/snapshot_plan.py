@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..drivers.base import Handle
+from ..drivers.base import DiskCapture, Handle
 from ..errors import Refused
 from ..host import files
 from ..identity import policy as policies
@@ -17,7 +17,7 @@ from ..model.scan import Scan
 from ..model.scrub import Scrub
 from ..model.snapshot import CaptureMethod
 from ..store.journal import Journal
-from . import capacity
+from . import capacity, parts
 from .context import Context
 from .scrub import Taken
 
@@ -25,6 +25,7 @@ _BY_MEMORY = {
     MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
     MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
     MemorySource.PRIVATE_DISK: CaptureMethod.STREAM,
+    MemorySource.ANONYMOUS: CaptureMethod.STREAM,
 }
 
 
@@ -60,6 +61,7 @@ class Work:
     method: CaptureMethod
     began: float
     folder: Path
+    disks: tuple[DiskCapture, ...]  # of a machine whose disks are not ours
     next_disk: Path
     memory: Path
     policy: policies.Policy
@@ -98,6 +100,8 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
     assert machine.memory is not None
     policy = policies.load(request.policy)
     best = _BY_MEMORY[machine.memory.source]
+    if best not in ctx.driver_for(machine.driver).methods:
+        best = CaptureMethod.STREAM
     method = request.method or best
     if method is CaptureMethod.HANDOVER and best is not CaptureMethod.HANDOVER:
         raise Refused(
@@ -134,6 +138,16 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
             source_state="running, not touched",
             next_step="choose another name, or remove that one",
         )
+    if len(machine.disks) > 1 and not machine.adopted:
+        raise Refused(
+            f"{machine.name} has {len(machine.disks)} disks, and is a clone itself",
+            code="several-disks",
+            tried="a live snapshot",
+            on=machine.name,
+            seen=", ".join(disk.target for disk in machine.disks),
+            source_state="running, not touched",
+            next_step="take the snapshot of the machine that it was cloned from",
+        )
     snapshot_id = new_id()
     began = time.monotonic()
     return Work(
@@ -147,9 +161,26 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         began=began,
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),
+        disks=_plan_disks(machine, ctx.layout.snapshot(snapshot_id), snapshot_id),
         next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
         memory=ctx.layout.hot_image(snapshot_id),
         scrub=request.scrub,
+    )
+
+
+def _plan_disks(machine: Machine, folder: Path, snapshot_id: str) -> tuple[DiskCapture, ...]:
+    """Say what becomes of the disks of a machine that is not ours: copies in `folder`, and a layer beside each meanwhile."""
+    if not machine.adopted:
+        return ()
+    return tuple(
+        DiskCapture(
+            target=disk.target,
+            present=Path(disk.path),
+            format=disk.format,
+            frozen=folder / f"{parts.DISKS}-{disk.target}.{disk.format}",
+            layer=Path(disk.path).with_name(f"{Path(disk.path).stem}.liveclone-{snapshot_id}.qcow2"),
+        )
+        for disk in machine.disks
     )
 
 

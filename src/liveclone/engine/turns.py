@@ -38,7 +38,9 @@ async def take(ctx: Context, machine: Machine, deadline_s: float) -> AsyncIterat
         async with locks.hold_async(_next(ctx, machine), what, deadline_s):
             path = ctx.layout.lock(f"{PORT}-{machine.id}")
             await stack.enter_async_context(locks.hold_async(path, what, deadline_s))
-        reader, writer = await ctx.driver.connect_port(machine, ctx.layout.machine(machine.id), PORT)
+        reader, writer = await ctx.driver_for(machine.driver).connect_port(
+            machine, ctx.layout.machine(machine.id), PORT
+        )
         agent = Agent(machine.name, reader, writer)
         stack.push_async_callback(agent.close)
         yield agent

@@ -19,7 +19,7 @@ from ..model.network import Port
 from ..model.scan import Action
 from ..model.scrub import Scrub
 from ..model.snapshot import Snapshot, SnapshotState
-from . import remove
+from . import adopt, remove
 from .context import Context
 
 # A hypervisor answers within milliseconds. One that does not must not hold up a list of all the others.
@@ -38,6 +38,7 @@ class MachineSummary(Value, frozen=True, kw_only=True):
     )
     needs_repair: bool = False
     image: str
+    domain: str = ""  # of one that was adopted: libvirt's UUID
     clone_of: str = ""  # the snapshot's name; its id when it has been removed
     address: str = ""
     network: str
@@ -191,6 +192,7 @@ def summarize_snapshot(ctx: Context, snapshot: Snapshot, clones: int) -> Snapsho
 
 
 async def _summarize(ctx: Context, machine: Machine, snapshots: dict[str, str]) -> MachineSummary:
+    machine = await adopt.look_again(ctx, machine)
     state, busy, needs_repair = await _observe(ctx, machine)
     return MachineSummary(
         name=machine.name,
@@ -199,6 +201,7 @@ async def _summarize(ctx: Context, machine: Machine, snapshots: dict[str, str]) 
         busy=busy,
         needs_repair=needs_repair,
         image=machine.image,
+        domain=machine.domain,
         clone_of=snapshots.get(machine.clone_of, machine.clone_of),
         address=machine.nics[0].ip if machine.nics and not machine.quarantined else "",
         network=machine.network.value,
@@ -231,7 +234,7 @@ async def _ask(ctx: Context, machine: Machine) -> MachineState:
     """Ask the hypervisor; one that is busy or silent has a process, and that is all that is known."""
     try:
         async with asyncio.timeout(STATE_DEADLINE_S):
-            handle = await ctx.driver.open(machine, ctx.layout.machine(machine.id))
+            handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
             try:
                 return await handle.state()
             finally:

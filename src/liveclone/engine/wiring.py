@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..drivers.base import Handle
 from ..errors import LivecloneError, Refused
@@ -23,24 +24,35 @@ from .context import Context
 NIC_ID = "nic0"
 UNPLUG_DEADLINE_S = 10.0
 CONFIGURE_DEADLINE_S = 15.0
+ADDRESS_WAIT_S = 5.0  # for a guest that asks by DHCP
 
 
-def plan_nics(ctx: Context, machine_id: str, kind: NetworkKind, wanted: str = "") -> tuple[Nic, ...]:
+def plan_nics(
+    ctx: Context, machine_id: str, kind: NetworkKind, wanted: str = "", ids: Sequence[str] = (NIC_ID,)
+) -> tuple[Nic, ...]:
     """Take a MAC and an address for a new machine; the address that is wanted, if one is.
+
+    Of the hypervisor's own networks there may be several, one for each of `ids`, and addresses are theirs to give.
 
     Raises:
         Refused: that address is none of the network's, or no address is left. Conflict: another machine has it.
     """
     if kind is NetworkKind.NONE:
         return ()
+    if kind is NetworkKind.LIBVIRT:
+        return tuple(Nic(id=one, kind=kind, mac=ctx.leases.take_mac(), address=wanted) for one in ids)
     mac, address = ctx.leases.take(machine_id, wanted)
     # QEMU's user network answers names too, at an address of its own; on the bridge nobody does.
     dns = ctx.leases.name_server if kind is NetworkKind.USER else ""
     return (Nic(id=NIC_ID, kind=kind, mac=mac, address=address, gateway=ctx.leases.gateway, dns=dns),)
 
 
-async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent | None) -> Cards:
-    """Plug the machine's NICs and let its agent configure them; returns the MACs that are then seen, and by whom.
+async def connect(
+    ctx: Context, handle: Handle, machine: Machine, agent: Agent | None
+) -> tuple[Cards, Machine]:
+    """Plug the machine's NICs and let its agent configure them.
+
+    Returns the MACs that are then seen, and by whom, and the manifest, with the addresses that the guest found.
 
     Without an agent the guest's own means have to find the address.
 
@@ -57,36 +69,63 @@ async def connect(ctx: Context, handle: Handle, machine: Machine, agent: Agent |
             next_step=f"liveclone show {machine.name}, then remove it and clone again",
         )
     async with contextlib.AsyncExitStack() as undo:
+        plugged = await handle.nics()  # a domain that libvirt started from its definition has them
         for index, nic in enumerate(machine.nics):
+            if nic.id in plugged:
+                continue
             with _tap(ctx, machine, nic, index) as tap_fd:
                 await handle.plug(nic, machine.ports, tap_fd)
             undo.push_async_callback(_quietly_unplug, handle, nic.id)
-        shown = await configure(machine, agent, urgent=True) if agent else ()
+        shown = await configure(machine, agent, urgent=True) if agent else []
         used = await handle.macs()
         undo.pop_all()
-    return Cards(
+    cards = Cards(
         given=tuple(sorted(nic.mac for nic in machine.nics)),
-        guest=tuple(sorted(shown)),
+        guest=tuple(sorted(str(one["mac"]) for one in shown)),
         host=tuple(sorted(used)),
     )
+    return cards, _with_addresses(machine, shown) if machine.network is NetworkKind.LIBVIRT else machine
 
 
-async def configure(machine: Machine, agent: Agent, *, urgent: bool = False) -> tuple[str, ...]:
-    """Let the agent set the addresses of the NICs that are plugged; returns the MACs that the guest shows.
+async def configure(machine: Machine, agent: Agent, *, urgent: bool = False) -> list[dict[str, Any]]:
+    """Let the agent set the addresses of the NICs that are plugged; returns what the guest then shows, NIC by NIC.
 
-    `urgent` for a new machine; one that serves goes on with that meanwhile.
+    A NIC without an address is the guest's own affair: it is switched on, and given time to find one. `urgent` for a new
+    machine; one that serves goes on with that meanwhile.
     """
     nics = [{"mac": n.mac, "address": n.address, "gateway": n.gateway, "dns": n.dns} for n in machine.nics]
     if not nics:
-        return ()
-    answer = await agent.call(
-        "network",
-        {"nics": nics, "wait_s": CONFIGURE_DEADLINE_S},
-        deadline_s=CONFIGURE_DEADLINE_S,
-        repeat=True,
-        urgent=urgent,
-    )
-    return tuple(str(interface["mac"]) for interface in answer["interfaces"])
+        return []
+    args: dict[str, Any] = {"nics": nics, "wait_s": CONFIGURE_DEADLINE_S}
+    if machine.network is NetworkKind.LIBVIRT:
+        args |= {"address_wait_s": ADDRESS_WAIT_S, "forget": True}
+    answer = await agent.call("network", args, deadline_s=CONFIGURE_DEADLINE_S, repeat=True, urgent=urgent)
+    shown: list[dict[str, Any]] = answer["interfaces"]
+    return shown
+
+
+async def learn(machine: Machine, agent: Agent) -> Machine:
+    """Return the manifest with the addresses that the guest has now, where they are its own affair.
+
+    What was set by hand, or once at boot, would be gone with the NIC that is unplugged for a snapshot.
+    """
+    if machine.network is not NetworkKind.LIBVIRT or not machine.nics:
+        return machine
+    answer = await agent.call("interfaces", deadline_s=CONFIGURE_DEADLINE_S, repeat=True)
+    return _with_addresses(machine, answer["interfaces"])
+
+
+def _with_addresses(machine: Machine, shown: Sequence[dict[str, Any]]) -> Machine:
+    by_mac = {str(one["mac"]): one for one in shown}
+
+    def fill(nic: Nic) -> Nic:
+        one = by_mac.get(nic.mac, {})
+        address = next(iter(one.get("addresses", ())), "")
+        filled: Nic = nic.replace(address=address, gateway=one.get("gateway", nic.gateway))
+        return filled
+
+    changed: Machine = machine.replace(nics=tuple(map(fill, machine.nics)))
+    return changed
 
 
 async def disconnect(handle: Handle, machine: Machine) -> None:

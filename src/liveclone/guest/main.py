@@ -67,6 +67,7 @@ class Agent:
             "identify": self.lifecycle.identify,
             "resume": self.lifecycle.resume,
             "network": self.network.configure,
+            "interfaces": self.interfaces,
             "renew": self.renew,
             **{f"scrub_{step}": self._scrubber(step) for step in SCRUB_STEPS},
             "exec_start": self.jobs.start,
@@ -96,6 +97,12 @@ class Agent:
         from .scan import scan  # a third of the agent's code, for one call
 
         return scan(self.root, request, self.subscribers.pids(), self.lifecycle.find_shared(request))
+
+    def interfaces(self, request: Request) -> dict[str, Any]:
+        """Tell what addresses this guest has."""
+        from .interfaces import list_interfaces  # of guests whose network is not ours alone
+
+        return list_interfaces(self.root, request)
 
     def _scrubber(self, step: str) -> Call:
         def call(request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Self = TypeVar("Self", bound="Netlink")
 
-RTMGRP_LINK = 1
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 1, 0x10
 IFF_UP = 1
 _IFF_LOOPBACK = 8
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300

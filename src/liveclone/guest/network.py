@@ -43,7 +43,8 @@ class Nic:
         self.prefix = int(prefix or 32)
         self.gateway = str(args.get("gateway") or "")
         self.dns = str(args.get("dns") or "").replace(",", " ").split()
-        socket.inet_aton(self.ip)
+        self.dynamic = not self.ip  # the guest finds its own
+        socket.inet_aton(self.ip or "0.0.0.0")
         if not 0 <= self.prefix <= 32:
             raise ValueError(f"{args['address']!r} is no address")
 
@@ -78,6 +79,9 @@ class Network:
                 )
             metric = 0
             for nic in nics:
+                if nic.dynamic:
+                    _wait_for_address(route, links[nic.mac], float(request.args.get("address_wait_s") or 0))
+                    continue
                 _configure(route, links[nic.mac], nic, metric)
                 request.later.append(_announce(links[nic.mac], nic))
                 if nic.gateway:
@@ -92,7 +96,8 @@ class Network:
             mine = [address.cidr for address in addresses if address.index == index]
             interfaces.append({"name": link.name, "mac": link.mac, "addresses": mine})
         request.later.insert(0, self._settled.set)
-        request.later.append(lambda: self._remember(request.args.get("nics") or []))
+        if not request.args.get("forget"):
+            request.later.append(lambda: self._remember(request.args.get("nics") or []))
         return {"interfaces": interfaces}
 
     def restore(self) -> None:
@@ -183,6 +188,18 @@ def _configure(route: Route, link: Link, nic: Nic, metric: int) -> None:
             netlink.raise_for(results[2], f"the route through {nic.gateway}")
     except OSError as error:
         raise CallError("network-failed", str(error)) from error
+
+
+def _wait_for_address(route: Route, link: Link, wait_s: float) -> None:
+    """Switch a card on whose address the guest finds by its own means (DHCP), and give it time to; none is no error."""
+    end = time.monotonic() + wait_s
+    with Route(netlink.RTMGRP_IPV4_IFADDR) as news:  # listens before it looks
+        route.carry_out([netlink.set_up(link.index)])
+        while not any(address.index == link.index for address in route.addresses()):
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            news.changed_links(left)
 
 
 def _announce(link: Link, nic: Nic) -> Task:

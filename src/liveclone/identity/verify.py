@@ -90,6 +90,14 @@ def judge_cards(cards: Cards) -> Iterable[Finding]:
             yield Finding(item=NETWORK, reason=f"the {who} {', '.join(seen) or 'no NIC'}")
 
 
+def judge_addresses(addresses: Iterable[str], source: Iterable[str]) -> Iterable[Finding]:
+    """Yield what speaks against the addresses that a guest has set by itself: its source still has its own."""
+    taken = {address.partition("/")[0] for address in source}
+    for address in addresses:
+        if address.partition("/")[0] in taken:
+            yield Finding(item=NETWORK, reason=f"the guest gave itself its source's address, {address}")
+
+
 def _judge_item(
     report: ItemReport, before: ItemReport | None, members: Mapping[str, Evidence], required: bool
 ) -> Iterable[Finding]:

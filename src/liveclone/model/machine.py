@@ -6,6 +6,7 @@ import datetime
 import enum
 
 from .base import Value
+from .disk import Disk
 from .identity import Generation
 from .network import NetworkKind, Nic, Port
 
@@ -58,10 +59,11 @@ class MemorySource(enum.Enum):
     SHARED_HOT = "shared-hot"  # its own file on tmpfs, mapped shared: handover
     PRIVATE_HOT = "private-hot"  # a snapshot's image on tmpfs, mapped private: background
     PRIVATE_DISK = "private-disk"  # a sealed image on a disk, mapped private: stream
+    ANONYMOUS = "anonymous"  # the hypervisor's own affair: stream
 
 
 class Memory(Value, frozen=True, kw_only=True):
-    path: str
+    path: str  # empty for anonymous memory
     source: MemorySource
 
 
@@ -85,6 +87,7 @@ class Machine(Value, frozen=True, kw_only=True):
     boot: Boot
     disk: str  # path of the topmost layer, the only one this machine writes
     disk_bytes: int
+    disks: tuple[Disk, ...] = ()  # all of them, `disk` first, where the hypervisor has names for them
     layers: tuple[str, ...] = ()  # ids of the snapshots whose frozen layers lie under `disk`, nearest first
     memory: Memory | None = None  # None while stopped
     process: ProcessRef | None = None
@@ -94,5 +97,7 @@ class Machine(Value, frozen=True, kw_only=True):
     ports: tuple[Port, ...] = ()
     generation: Generation
     clone_of: str = ""  # snapshot id
+    domain: str = ""  # libvirt's UUID of it
+    adopted: bool = False  # it was there before: its disks and its definition are its owner's
     quarantined: bool = False  # its evidence was not verified: never gets a NIC
     labels: dict[str, str] = {}

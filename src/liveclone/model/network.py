@@ -8,16 +8,20 @@ from .base import Value
 
 
 class NetworkKind(enum.Enum):
-    """How a machine reaches others. `bridge` needs root, `user` does not, `none` has no NIC."""
+    """How a machine reaches others. `bridge` needs root, `user` does not, `none` has no NIC.
+
+    `libvirt`: by the networks that its domain has; addresses are the guest's own affair.
+    """
 
     BRIDGE = "bridge"
     USER = "user"
     NONE = "none"
+    LIBVIRT = "libvirt"
 
     @property
     def keeps_connections(self) -> bool:
         """Whether TCP connections of a source survive its snapshot (docs/hazards.md)."""
-        return self is NetworkKind.BRIDGE
+        return self in (NetworkKind.BRIDGE, NetworkKind.LIBVIRT)
 
 
 class Port(Value, frozen=True, kw_only=True):
@@ -31,7 +35,8 @@ class Port(Value, frozen=True, kw_only=True):
 class Nic(Value, frozen=True, kw_only=True):
     """A network card and what the agent configures on it.
 
-    `address` is CIDR ("10.213.0.7/16"); `gateway` and `dns` may be empty. `mac` is lower-case hex with colons.
+    `address` is CIDR ("10.213.0.7/16"), empty where the guest finds its own; `gateway` and `dns` may be
+    empty. `mac` is lower-case hex with colons.
     """
 
     id: str

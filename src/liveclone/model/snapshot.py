@@ -6,11 +6,15 @@ import datetime
 import enum
 
 from .base import Value
+from .disk import DiskPart
 from .identity import ItemReport
 from .machine import Boot, Hardware
 from .network import NetworkKind
+from .part import Part
 from .scan import Scan
 from .scrub import Scrub
+
+__all__ = ["Capture", "CaptureMethod", "HotImage", "Part", "Snapshot", "SnapshotState"]
 
 
 class CaptureMethod(enum.Enum):
@@ -24,14 +28,6 @@ class CaptureMethod(enum.Enum):
 class SnapshotState(enum.Enum):
     READY = "ready"  # clones can start; the durable copy is being made
     SEALED = "sealed"  # every part is on durable storage with its digest
-
-
-class Part(Value, frozen=True, kw_only=True):
-    """A file of a snapshot. `digest` is blake3 in hex; empty until computed."""
-
-    file: str  # name inside the snapshot's folder
-    size_bytes: int
-    digest: str = ""
 
 
 class HotImage(Value, frozen=True, kw_only=True):
@@ -74,6 +70,10 @@ class Snapshot(Value, frozen=True, kw_only=True):
     device_state: Part
     disk: Part
     disk_bytes: int  # virtual size
+    disk_format: str = "qcow2"
+    disks: tuple[DiskPart, ...] = ()  # all of them, `disk` first, where the hypervisor has names for them
+    addresses: tuple[str, ...] = ()  # of the source, where they are its guest's own affair
+    nics: tuple[str, ...] = ()  # ids of the source's NICs, where they are the hypervisor's
     layers: tuple[str, ...] = ()  # snapshots whose frozen layers lie under `disk`, nearest first
     items: tuple[ItemReport, ...] = ()  # the source's identity at capture
     scan: Scan | None = None  # what in the source was not safe to copy

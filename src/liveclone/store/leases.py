@@ -62,6 +62,11 @@ class LeaseBook:
             address = self._wanted(machine_id, wanted) if wanted else self._address(machine_id)
             return self._new_mac(), address
 
+    def take_mac(self) -> str:
+        """Return a MAC for a NIC whose address others give."""
+        with locks.hold(self._lock, "giving a MAC", 30.0):
+            return self._new_mac()
+
     def free(self, machine_id: str) -> None:
         """Give the machine's address back; its MAC is never used again."""
         with locks.hold(self._lock, "freeing an address", 30.0):

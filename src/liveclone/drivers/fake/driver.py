@@ -12,7 +12,7 @@ from ...errors import HypervisorError, NotFound, StoreError, Unsupported
 from ...host import process
 from ...model.machine import Acceleration, Hardware, Machine, Memory
 from ...model.snapshot import CaptureMethod
-from ..base import Abilities, BootPlan, Recovered, RestorePlan
+from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan, cannot_adopt
 from . import launch, recovery
 from .connection import connect_port
 from .handle import FakeHandle
@@ -28,6 +28,8 @@ class FakeDriver:
     """
 
     name = "fake"
+    shared = False
+    methods = tuple(CaptureMethod)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,6 +101,12 @@ class FakeDriver:
 
     async def recover(self, machine: Machine, folder: Path, facts: dict[str, Any]) -> Recovered:
         return await recovery.recover(machine, folder, facts)
+
+    async def look(self, folder: Path, name: str = "") -> Adoption:
+        raise cannot_adopt(self.name, name)
+
+    async def forget(self, folder: Path) -> None:
+        """All that there is of a machine is in its folder."""
 
     async def _launch(
         self, plan: BootPlan | RestorePlan, hardware: Hardware, *, incoming: bool

@@ -14,7 +14,7 @@ from ...errors import NotFound, Unsupported
 from ...host import acceleration, process
 from ...model.machine import Acceleration, Boot, Hardware, Machine, Memory
 from ...model.snapshot import CaptureMethod
-from ..base import Abilities, BootPlan, Recovered, RestorePlan
+from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan, cannot_adopt
 from . import argv, launch, migration, recovery
 from .connection import connect_port
 from .handle import QemuHandle
@@ -29,6 +29,8 @@ class QemuDriver:
     """Implements `drivers.base.Driver` with one QEMU process a machine."""
 
     name = "qemu"
+    shared = False
+    methods = tuple(CaptureMethod)
 
     def __init__(self) -> None:
         self._abilities: Abilities | None = None
@@ -87,6 +89,12 @@ class QemuDriver:
 
     async def recover(self, machine: Machine, folder: Path, facts: dict[str, Any]) -> Recovered:
         return await recovery.recover(machine, folder, facts)
+
+    async def look(self, folder: Path, name: str = "") -> Adoption:
+        raise cannot_adopt(self.name, name)
+
+    async def forget(self, folder: Path) -> None:
+        """All that there is of a machine is in its folder."""
 
     async def _launch(
         self,

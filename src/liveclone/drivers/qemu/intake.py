@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import LivecloneError, StoreError
-from ...host import files
+from ...host import files, memory_image
 from . import argv
 from .session import Session
 
 if TYPE_CHECKING:
-    from ...formats.migration_stream import Run, Splitter
+    from ...formats.migration_stream import Splitter
 
 _PIPE_BYTES = 1024 * 1024  # the most an unprivileged process may ask for (pipe(7))
 NAME = "capture"
@@ -70,21 +70,17 @@ class Intake:
 
     def _take_in(self) -> None:
         splitter = self._splitter
-        image = os.open(self._memory, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
+        with memory_image.create_image(self._memory) as image:
             sized = False
-            seen: set[int] = set()  # first pages of runs with data: a later zero page must overwrite them
             while data := os.read(self._read_fd, _PIPE_BYTES):
                 for run in splitter.feed(data):
                     if not sized:
-                        os.ftruncate(image, splitter.block_bytes)
+                        image.resize(splitter.block_bytes)
                         sized = True
                         self._loop.call_soon_threadsafe(self._first.set)
-                    _write(image, run, seen)
+                    image.write(run.offset, run.size_bytes, run.data)
             self._write_state(splitter.finish())
-            os.ftruncate(image, splitter.block_bytes)  # for a stream that held no page
-        finally:
-            os.close(image)
+            image.resize(splitter.block_bytes)  # for a stream that held no page
 
     def _write_state(self, data: bytes) -> None:
         try:
@@ -101,21 +97,6 @@ class Intake:
         except Exception:  # noqa: BLE001 - a stream that was cut short, for a reason that QEMU knows
             pass
         return None
-
-
-def _write(image: int, run: Run, seen: set[int]) -> None:
-    chunk = 2 * 1024 * 1024
-    places = range(run.offset // chunk, (run.offset + run.size_bytes - 1) // chunk + 1)
-    if run.data is None:
-        # The file is new and sparse: zeros need writing only where data was written before (stream sends pages again).
-        if not seen.isdisjoint(places):
-            os.pwrite(image, bytes(run.size_bytes), run.offset)
-        return
-    seen.update(places)
-    view = memoryview(run.data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(image, view[done:], run.offset + done)
 
 
 def _make_splitter() -> Splitter:

@@ -1,0 +1,162 @@
+"""A libvirt domain that nobody started with cloning in mind: adopted, captured while it runs, cloned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from liveclone.drivers.libvirt import registry
+from liveclone.engine import adopt
+from liveclone.engine import settings as engine_settings
+from liveclone.engine.context import open_context
+from liveclone.errors import Refused
+from liveclone.model.image import Image
+from liveclone.model.machine import Machine
+from liveclone.model.network import NetworkKind
+from liveclone.model.snapshot import Snapshot
+from tests.libvirt_domains import Shape, make_domain, wait_for_agent
+from tests.libvirtd import Libvirtd
+from tests.machines import Lab
+
+ADDRESS = "10.9.8.7/24"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A domain, what it was before, and its snapshot."""
+
+    domain: Any
+    machine: Machine
+    snapshot: Snapshot
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def home(
+    libvirtd: Libvirtd, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    """A home whose machines are libvirt's."""
+    folder = tmp_path_factory.mktemp("home")
+    hot = Path(engine_settings.read().hot).with_name("libvirt-home")
+    lab = Lab(folder, hot, images)
+    lab.settings = replace(
+        lab.settings, driver="libvirt", libvirt_uri=libvirtd.uri, network=NetworkKind.LIBVIRT
+    )
+    lab.ctx = open_context(lab.settings)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module", params=["q35-qcow2", "pc-raw-two-disks"])
+def story(
+    request: pytest.FixtureRequest,
+    home: Lab,
+    libvirtd: Libvirtd,
+    images: dict[str, Image],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Story]:
+    libvirt = pytest.importorskip("libvirt")
+    connection = libvirt.open(libvirtd.uri)
+    shape = (
+        Shape(genid=True) if request.param == "q35-qcow2" else Shape(machine="pc", disk_format="raw", disks=2)
+    )
+    disks = tmp_path_factory.mktemp("disks")
+    domain = make_domain(connection, images["light"], disks, replace(shape, nics=2), "shop")
+    wait_for_agent(domain)
+    untouched = domain.XMLDesc(), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    machine = home.wait(adopt.adopt(home.ctx, "shop"))
+    assert (domain.XMLDesc(), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == untouched
+    home.shell(
+        machine, f"ip addr add {ADDRESS} dev eth0; ip link set eth0 up; echo captured > /root/note; sync"
+    )
+    before = look(home, domain, machine, disks)
+    taken = home.snapshot(machine)
+    after = look(home, domain, machine, disks)
+    home.shell(machine, "echo later > /root/note; sync")
+    yield Story(domain, machine, taken, before, after)
+    home.remove(machine)
+    assert domain.isActive()
+    domain.destroy()
+    domain.undefine()
+    connection.close()
+
+
+def look(home: Lab, domain: Any, machine: Machine, disks: Path) -> dict[str, Any]:
+    """Return all of a domain that its owner would not like to see changed."""
+    live = ElementTree.fromstring(domain.XMLDesc())
+    return {
+        "uuid": domain.UUIDString(),
+        "pid": home.reload(machine).process,
+        "disks": [source.get("file") for source in live.iterfind("devices/disk/source")],
+        "files": sorted(path.name for path in disks.iterdir()),
+        "nics": [
+            ElementTree.tostring(found)
+            for nic in live.iterfind("devices/interface")
+            for found in (nic.find("mac"), nic.find("address"))
+            if found is not None
+        ],
+        "snapshots": domain.snapshotNum(),
+        "definition": domain.XMLDesc(2),
+        "addresses": home.shell(machine, "ip -br -4 addr show dev eth0"),
+    }
+
+
+def test_the_source_is_what_it_was(story: Story) -> None:
+    assert ADDRESS in story.before["addresses"]
+    assert len(story.before["nics"]) == 4
+    assert story.after == story.before
+    assert story.domain.state()[0] == 1
+
+
+def test_clones_are_ordinary_domains_of_their_own(story: Story, home: Lab, libvirtd: Libvirtd) -> None:
+    clones = home.clones(story.snapshot, 2)
+    domains = [story.domain.connect().lookupByName(clone.name) for clone in clones]
+    for clone, domain in zip(clones, domains, strict=True):
+        folder = home.ctx.layout.machine(clone.id)
+        ref = registry.read(folder)
+        assert ref is not None and ref.why_full == ""
+        assert home.shell(clone, "cat /root/note") == "captured"
+        assert ADDRESS not in home.shell(clone, "ip -br -4 addr")
+        definition = domain.XMLDesc(2)
+        assert domain.isPersistent() and "memoryBacking" not in definition
+        macs = [
+            mac.get("address", "")
+            for mac in ElementTree.fromstring(definition).iterfind("devices/interface/mac")
+        ]
+        assert sorted(macs) == sorted(nic.mac for nic in clone.nics)
+        assert (
+            len({nic.mac for nic in clone.nics} | {nic.mac for nic in home.reload(story.machine).nics}) == 4
+        )
+    ids = {home.shell(one, "cat /etc/machine-id") for one in (story.machine, *clones)}
+    assert len(ids) == 3
+    home.shell(clones[0], "echo mine > /root/note; sync")
+    assert home.shell(clones[1], "cat /root/note") == "captured"
+    assert home.shell(story.machine, "cat /root/note") == "later"
+    home.remove(*clones)
+    assert story.domain.connect().numOfDefinedDomains() == 0
+    assert story.domain.connect().numOfDomains() == 1
+
+
+def test_a_clone_boots_again_by_libvirts_own_means(story: Story, home: Lab) -> None:
+    clone = home.clone(story.snapshot)
+    domain = story.domain.connect().lookupByName(clone.name)
+    home.shell(clone, "echo kept > /root/note; sync")
+    domain.destroy()
+    domain.create()
+    wait_for_agent(domain)
+    assert home.shell(clone, "cat /root/note") == "kept"
+    home.remove(clone)
+
+
+def test_a_domain_is_adopted_once(story: Story, home: Lab) -> None:
+    with pytest.raises(Refused) as caught:
+        home.wait(adopt.adopt(home.ctx, "shop", "again"))
+    assert caught.value.code == "already-adopted"
+    assert json.dumps(caught.value.fields())

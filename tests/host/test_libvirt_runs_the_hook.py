@@ -110,6 +110,7 @@ def _tidy(host: Host) -> Iterator[None]:
 
 
 def test_a_domain_without_a_ticket_has_ram_of_its_own(host: Host) -> None:
+    host.start("quiet")  # while there is no ticket at all, and then one for another domain
     ident = str(uuid.uuid4())
     image = host.issue(ident, "ours", host.near)
     domain = host.start("stranger")

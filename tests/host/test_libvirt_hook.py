@@ -284,7 +284,7 @@ def test_python_is_not_even_started_for_others(world: World) -> None:
 
 def test_what_the_shell_lets_through_python_looks_at_again(world: World) -> None:
     world.issue()
-    words = [
+    words: list[str | Path] = [
         sys.executable,
         hook_program.__file__,
         str(world.counter),

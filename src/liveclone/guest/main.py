@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from . import PROTOCOL, VERSION, files, generation, process
+from . import PROTOCOL, VERSION, files, generation, lowered, process
 from .channel import Channel
 from .errors import CallError, log, log_exception
 from .items import load_items
@@ -53,6 +53,7 @@ class Agent:
         self.jobs = Jobs()
         self.servers: list[Server] = []
         self._scrubbing = threading.Lock()
+        self._wanted_back = threading.Event()  # as in `scrub`
         self._renewing = False
         self.subscribers = Subscribers(root)
         self.lifecycle = Lifecycle(
@@ -101,10 +102,14 @@ class Agent:
         def call(request: Request) -> dict[str, Any]:
             from .scrub import Scrub  # seldom needed, as `scan`
 
+            if step == "restore":
+                self._wanted_back.set()
             if self._renewing or not self._scrubbing.acquire(blocking=False):
                 raise CallError("busy", "the agent scrubs, or begins anew")
             try:
-                result: dict[str, Any] = getattr(Scrub(self.root, self.kernel), step)(request)
+                result: dict[str, Any] = getattr(Scrub(self.root, self.kernel, self._wanted_back), step)(
+                    request
+                )
                 return result
             finally:
                 self._scrubbing.release()
@@ -183,6 +188,7 @@ def main(arguments: list[str]) -> int:
     threading.stack_size(_STACK_BYTES)
     agent = Agent(options["--root"], go_first=True)
     agent.subscribers.open()
+    lowered.put_back(agent.root)
     for port, first in ((options["--control"], True), (options["--exec"], False)):
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")

@@ -66,7 +66,7 @@ class FakeKernel:
     def systemctl(self, *words: str) -> tuple[int, str]:
         return (3, "inactive") if words[0] == "is-active" else (0, "")  # this guest has no services
 
-    def clean(self) -> dict[str, Any]:
+    def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
         return {"disks": [], "memory_bytes": 0}
 
     def renew(self) -> None:

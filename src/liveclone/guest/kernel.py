@@ -129,8 +129,8 @@ class Kernel:
 
         return {"disks": clean.clean_disks(go_on), "memory_bytes": clean.fill_memory(go_on)}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         """Become a new process with the same program and number; nothing of our memory is left in it."""
         with open("/proc/self/cmdline", "rb") as file:
             words = file.read().rstrip(b"\0").split(b"\0")
-        os.execv(sys.executable, words)
+        os.execve(sys.executable, words, {**os.environ, **environment})

@@ -27,7 +27,7 @@ from .power import power
 from .priority import go_along
 from .request import Request
 from .server import Server
-from .subscribers import Subscribers
+from .subscribers import HANDED, Subscribers
 from .workers import Workers
 
 TYPE_CHECKING = False
@@ -117,14 +117,17 @@ class Agent:
         return call
 
     def renew(self, request: Request) -> dict[str, Any]:
-        """Become a new process once the reply is out: all that this one has in its memory is gone with it."""
+        """Become a new process once the reply is out: all that this one has in its memory is gone with it.
+
+        Applications do not notice: their connections stay.
+        """
         if self.jobs.count():
             raise CallError("busy", "commands of the host run; they would be lost")
 
         def become_new() -> None:
             try:
                 self.lifecycle.go_on()
-                self.kernel.renew()
+                self.kernel.renew({HANDED: self.subscribers.hand_over()})
             finally:
                 self._renewing = False
 
@@ -187,7 +190,7 @@ def main(arguments: list[str]) -> int:
     told_to_end = _watch_signals()
     threading.stack_size(_STACK_BYTES)
     agent = Agent(options["--root"], go_first=True)
-    agent.subscribers.open()
+    agent.subscribers.open(os.environ.pop(HANDED, ""))
     lowered.put_back(agent.root)
     for port, first in ((options["--control"], True), (options["--exec"], False)):
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()

@@ -93,7 +93,7 @@ class RecordingKernel(Kernel):
         self.cleaned.append("rest")
         return {"disks": [], "memory_bytes": 0}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         self.cleaned.append("agent")
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:

@@ -69,7 +69,7 @@ class FakeKernel:
     def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
         return {"disks": [], "memory_bytes": 0}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         """Go on: this agent is a part of its machine's process."""
 
     def draw(self, count: int) -> bytes:

@@ -11,19 +11,23 @@ import asyncio
 import importlib
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from liveclone.engine import clone, remove, repair, run, snapshot
 from liveclone.engine.context import Context, open_context
+from liveclone.engine.snapshot_plan import Scrubbing
 from liveclone.errors import LivecloneError
 from liveclone.model.snapshot import CaptureMethod
 
 
-async def take(ctx: Context, machine: str, name: str = "", method: str = "") -> Any:
+async def take(
+    ctx: Context, machine: str, name: str = "", method: str = "", scrub: Sequence[str] = ()
+) -> Any:
     wanted = CaptureMethod(method) if method else None
-    taken = await snapshot.take(ctx, snapshot.Request(machine=machine, name=name, method=wanted))
-    return taken.id
+    scrubbing = Scrubbing(paths=tuple(scrub)) if scrub else None
+    request = snapshot.Request(machine=machine, name=name, method=wanted, scrub=scrubbing)
+    return (await snapshot.take(ctx, request)).id
 
 
 async def start_clones(ctx: Context, snapshot: str, **options: Any) -> Any:

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from liveclone.engine import snapshot
 from liveclone.engine.clone import Result
+from liveclone.engine.snapshot_plan import Scrubbing
 from liveclone.errors import GuestError
 from liveclone.host import netns
 from liveclone.model.machine import Machine
@@ -30,6 +32,7 @@ SHOP_PORT, TLS_PORT = 8090, 8443
 # The service in the list of those that are restarted: it is what it is because of when it was started.
 BEAT = "[Service]\nExecStart=/bin/sleep infinity\n"
 STARTED = "systemctl show --value -p ExecMainPID -p ExecMainStartTimestampMonotonic beat.service"
+SOCKETS = "find /proc/$(systemctl show --value -p MainPID shop)/fd -lname 'socket:*' -printf '%l\\n' | sort"
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,30 @@ def test_an_application_that_is_busy_calls_the_snapshot_off(lab: Lab, shops: Sho
     assert "shop (pid " in caught.value.seen and "an order is being booked" in caught.value.seen
     assert caught.value.source_state == "running"
     assert lab.http(shops.source, port=SHOP_PORT)["node"] == shops.before["node"]
+
+
+def test_a_scrub_ends_no_subscription(lab: Lab, shops: Shops) -> None:
+    """The agent becomes a new process in it: the shop takes part in what follows, as if nothing had been."""
+    # Free blocks are what takes a scrub its time: most are taken by a file that is never written.
+    lab.shell(shops.source, "fallocate -l $(($(stat -f -c '%f * %S' /) - (48 << 20))) /var/lib/full")
+    before = lab.http(shops.source, port=SHOP_PORT)
+    sockets = lab.shell(shops.source, SOCKETS)
+    request = snapshot.Request(machine=shops.source.id, scrub=Scrubbing())
+    clean = lab.wait(snapshot.take(lab.ctx, request))
+    assert clean.warnings == ()
+    assert lab.shell(shops.source, SOCKETS) == sockets, "it had to connect again"
+    clone = lab.clone(clean)
+    told = lab.http(clone, port=SHOP_PORT)
+    assert told["started"] == before["started"]
+    assert told["node"] != before["node"]
+    lab.shell(shops.source, "rm /var/lib/full; touch /run/shop.busy")
+    with pytest.raises(GuestError) as caught:
+        lab.snapshot(shops.source)
+    lab.shell(shops.source, "rm /run/shop.busy")
+    assert "shop (pid " in caught.value.seen
+    assert lab.http(shops.source, port=SHOP_PORT)["node"] == before["node"]
+    lab.remove(clone)
+    lab.remove_snapshot(clean)
 
 
 def test_who_does_not_take_part_is_named(lab: Lab, shops: Shops) -> None:

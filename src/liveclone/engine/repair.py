@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-from ..errors import NotFound
-from ..host import locks
+from ..errors import GuestError, NotFound
+from ..host import locks, process
+from ..model.machine import Machine
 from . import disposal, scrub
 from .context import Context
 from .holding import hold_machine
@@ -16,26 +17,54 @@ async def settle(ctx: Context, text: str) -> list[str]:
 
     Raises:
         NotFound: there is no such machine. Conflict: another command works on it and does not end.
+        GuestError: it runs, and does not take back the secrets that were taken out of it; they are kept.
     """
     machine = ctx.machines.find(text)
-    interrupted = ctx.journal(machine.id).read() is not None or scrub.is_due(ctx, machine)
+    interrupted = _is_interrupted(ctx, machine)
     with contextlib.suppress(NotFound):  # settling may mean to remove it
         async with hold_machine(ctx, machine.id, f"repair of {machine.name}"):
             pass
+    _check_back(ctx, [machine.id])
     return [machine.name] if interrupted else []
 
 
 async def settle_all(ctx: Context) -> list[str]:
-    """Settle every interrupted operation that nobody is working on; returns the names of the machines concerned."""
-    settled = []
+    """Settle every interrupted operation that nobody is working on; returns the names of the machines concerned.
+
+    Raises:
+        GuestError: as in `settle`, for the first such machine; what can be done for the others is done.
+    """
+    settled, concerned = [], []
     for machine in ctx.machines.list():
-        if ctx.journal(machine.id).read() is None and not scrub.is_due(ctx, machine):
+        if not _is_interrupted(ctx, machine) or locks.is_held(ctx.layout.lock(f"machine-{machine.id}")):
             continue
-        if locks.is_held(ctx.layout.lock(f"machine-{machine.id}")):
-            continue
+        concerned.append(machine.id)
         with contextlib.suppress(NotFound):
             async with hold_machine(ctx, machine.id, "repair"):
                 pass
         settled.append(machine.name)
     disposal.sweep(ctx)
+    _check_back(ctx, concerned)
     return settled
+
+
+def _is_interrupted(ctx: Context, machine: Machine) -> bool:
+    return ctx.journal(machine.id).read() is not None or _is_without_secrets(ctx, machine)
+
+
+def _is_without_secrets(ctx: Context, machine: Machine) -> bool:
+    """Tell whether something is to be brought back now: a machine that has stopped gets it at its next start."""
+    return scrub.is_due(ctx, machine) and process.is_alive(machine.process)
+
+
+def _check_back(ctx: Context, machine_ids: list[str]) -> None:
+    for machine in ctx.machines.list():
+        if machine.id in machine_ids and _is_without_secrets(ctx, machine):
+            raise GuestError(
+                f"the secrets of {machine.name} that were taken out for a snapshot are not back in it",
+                code="not-back",
+                tried="bringing them back",
+                on=machine.name,
+                seen="its agent does not take them; they are kept",
+                next_step=f"liveclone console {machine.name}, see whether liveclone-agent runs in it; then liveclone repair",
+            )

@@ -19,7 +19,7 @@ from ..model.network import Port
 from ..model.scan import Action
 from ..model.scrub import Scrub
 from ..model.snapshot import Snapshot, SnapshotState
-from . import adopt, remove
+from . import adopt, remove, scrub
 from .context import Context
 
 # A hypervisor answers within milliseconds. One that does not must not hold up a list of all the others.
@@ -226,6 +226,8 @@ async def _observe(ctx: Context, machine: Machine) -> tuple[MachineState, str, b
     left = f"interrupted {entry.operation}" if entry is not None else ""
     if not process.is_alive(machine.process):
         return MachineState.STOPPED, left, bool(left)
+    if not left and not held and scrub.is_due(ctx, machine):
+        left = "secrets that were taken out of it are not back"
     state = MachineState.RUNNING if held else await _ask(ctx, machine)
     return state, left, bool(left)
 

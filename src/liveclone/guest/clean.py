@@ -7,6 +7,8 @@ FITRIM alone would do for large free areas only: a hypervisor discards whole clu
 in one beside others. The file system is full for the moment in which the last step is written; the system is short of
 memory for none: pages are taken as long as there are free ones, and nobody has to make room.
 
+Whoever asked may not want it any more, and tells so by `go_on`, which raises: all is as it was then, a step later.
+
 Sources: FITRIM of linux/fs.h; /proc/sys/vm (Documentation/admin-guide/sysctl/vm.rst); /proc/zoneinfo (proc(5)).
 """
 
@@ -17,12 +19,17 @@ import fcntl
 import mmap
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import nullcontext
+
+from .lowered import lowered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
+
+    GoOn = Callable[[], None]
 
 _FITRIM = 0xC0185879  # _IOWR('X', 121, struct fstrim_range)
 _FILLER = ".liveclone-zeros"
@@ -34,10 +41,11 @@ _MEMORY_STEP = 512 * 1024
 _LEFT_BYTES = 512 * 1024  # of free memory, besides what the kernel keeps for itself
 _POPULATE = 0x8000  # MAP_POPULATE, linux/mman.h; in Python 3.10 and later
 _VM = "/proc/sys/vm"
-_KEPT_KIB = "1024"  # what the kernel keeps for itself meanwhile
+# What the kernel keeps for itself meanwhile: the less, the less there is that is not cleaned.
+_KEPT = {f"{_VM}/min_free_kbytes": 1024, f"{_VM}/watermark_scale_factor": 1}
 
 
-def clean_disks() -> list[dict[str, Any]]:
+def clean_disks(go_on: GoOn) -> list[dict[str, Any]]:
     """Clean the free blocks of all file systems on disks that can be written; return what was done with each."""
     seen = set()
     done = []
@@ -53,33 +61,22 @@ def clean_disks() -> list[dict[str, Any]]:
         filled = 0
         if is_filled:
             with _without_reserve(place):
-                filled = _fill(place)
+                filled = _fill(place, go_on)
+        go_on()
         os.sync()  # FITRIM takes what was freed for free when the journal says so
         done.append({"place": place, "filled": is_filled, "bytes": filled, "trimmed_bytes": _trim(place)})
     return done
 
 
-@contextmanager
-def _without_reserve(place: str) -> Iterator[None]:
+def _without_reserve(place: str) -> AbstractContextManager[None]:
     """Let the file system give out in the block what it keeps for its own use: ext4 keeps up to 16 MiB, even from root."""
     device = os.stat(place).st_dev
     name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
     path = f"/sys/fs/ext4/{name}/reserved_clusters"
-    if not os.path.exists(path):
-        yield
-        return
-    with open(path, encoding="ascii") as file:
-        before = file.read()
-    with open(path, "w", encoding="ascii") as file:
-        file.write("0")
-    try:
-        yield
-    finally:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(before)
+    return lowered({path: 0}) if os.path.exists(path) else nullcontext()
 
 
-def _fill(place: str) -> int:
+def _fill(place: str, go_on: GoOn) -> int:
     """Write zeros until there is no free block; return how many bytes."""
     path = os.path.join(place, _FILLER)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -92,6 +89,7 @@ def _fill(place: str) -> int:
         os.unlink(path)  # whatever happens to us, it goes
         size, done = _FILE_STEP, 0
         while size >= _LAST_STEP:
+            go_on()
             try:
                 done += os.writev(fd, [memoryview(zeros)[:size]])
             except OSError as error:
@@ -115,14 +113,15 @@ def _trim(place: str) -> int:
         os.close(fd)
 
 
-def fill_memory() -> int:
+def fill_memory(go_on: GoOn) -> int:
     """Drop caches, then take all free memory for a moment; return how many bytes."""
     taken: list[mmap.mmap] = []
     _write("drop_caches", "3")
     _write("compact_memory", "1")
     try:
-        with _keeping_little():
+        with lowered(_KEPT):
             for _ in range(_free_bytes() // _MEMORY_STEP):
+                go_on()
                 if _free_bytes() < _LEFT_BYTES + _MEMORY_STEP:
                     break
                 taken.append(mmap.mmap(-1, _MEMORY_STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
@@ -130,21 +129,6 @@ def fill_memory() -> int:
     finally:
         for piece in taken:
             piece.close()
-
-
-@contextmanager
-def _keeping_little() -> Iterator[None]:
-    """Let the kernel keep less memory for itself in the block, so that there is less that is not cleaned."""
-    names = ("min_free_kbytes", "watermark_scale_factor")
-    before = [_read(name) for name in names]
-    try:
-        for name, value in zip(names, (_KEPT_KIB, "1")):
-            if int(_read(name)) > int(value):
-                _write(name, value)
-        yield
-    finally:
-        for name, text in zip(names, before):
-            _write(name, text)
 
 
 def _free_bytes() -> int:
@@ -160,11 +144,6 @@ def _free_bytes() -> int:
             elif words[:1] == ["protection:"]:  # the last of a zone that counts here
                 total += max(0, free - high - max(map(int, words[1:])))
     return total * mmap.PAGESIZE
-
-
-def _read(name: str) -> str:
-    with open(f"{_VM}/{name}", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def _write(name: str, text: str) -> None:

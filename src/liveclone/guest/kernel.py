@@ -16,6 +16,7 @@ from . import netlink, process, sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
@@ -122,14 +123,14 @@ class Kernel:
             said = output.tail()
         return code, said
 
-    def clean(self) -> dict[str, Any]:
-        """Clean free blocks and free memory; return what was done (`clean`)."""
+    def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
+        """Clean free blocks and free memory, as long as `go_on` does not raise; return what was done (`clean`)."""
         from . import clean
 
-        return {"disks": clean.clean_disks(), "memory_bytes": clean.fill_memory()}
+        return {"disks": clean.clean_disks(go_on), "memory_bytes": clean.fill_memory(go_on)}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         """Become a new process with the same program and number; nothing of our memory is left in it."""
         with open("/proc/self/cmdline", "rb") as file:
             words = file.read().rstrip(b"\0").split(b"\0")
-        os.execv(sys.executable, words)
+        os.execve(sys.executable, words, {**os.environ, **environment})

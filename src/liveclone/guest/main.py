@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from . import PROTOCOL, VERSION, files, generation, process
+from . import PROTOCOL, VERSION, files, generation, lowered, process
 from .channel import Channel
 from .errors import CallError, log, log_exception
 from .items import load_items
@@ -27,7 +27,7 @@ from .power import power
 from .priority import go_along
 from .request import Request
 from .server import Server
-from .subscribers import Subscribers
+from .subscribers import HANDED, Subscribers
 from .workers import Workers
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ class Agent:
         self.jobs = Jobs()
         self.servers: list[Server] = []
         self._scrubbing = threading.Lock()
+        self._wanted_back = threading.Event()  # as in `scrub`
         self._renewing = False
         self.subscribers = Subscribers(root)
         self.lifecycle = Lifecycle(
@@ -108,10 +109,14 @@ class Agent:
         def call(request: Request) -> dict[str, Any]:
             from .scrub import Scrub  # seldom needed, as `scan`
 
+            if step == "restore":
+                self._wanted_back.set()
             if self._renewing or not self._scrubbing.acquire(blocking=False):
                 raise CallError("busy", "the agent scrubs, or begins anew")
             try:
-                result: dict[str, Any] = getattr(Scrub(self.root, self.kernel), step)(request)
+                result: dict[str, Any] = getattr(Scrub(self.root, self.kernel, self._wanted_back), step)(
+                    request
+                )
                 return result
             finally:
                 self._scrubbing.release()
@@ -119,14 +124,17 @@ class Agent:
         return call
 
     def renew(self, request: Request) -> dict[str, Any]:
-        """Become a new process once the reply is out: all that this one has in its memory is gone with it."""
+        """Become a new process once the reply is out: all that this one has in its memory is gone with it.
+
+        Applications do not notice: their connections stay.
+        """
         if self.jobs.count():
             raise CallError("busy", "commands of the host run; they would be lost")
 
         def become_new() -> None:
             try:
                 self.lifecycle.go_on()
-                self.kernel.renew()
+                self.kernel.renew({HANDED: self.subscribers.hand_over()})
             finally:
                 self._renewing = False
 
@@ -189,7 +197,8 @@ def main(arguments: list[str]) -> int:
     told_to_end = _watch_signals()
     threading.stack_size(_STACK_BYTES)
     agent = Agent(options["--root"], go_first=True)
-    agent.subscribers.open()
+    agent.subscribers.open(os.environ.pop(HANDED, ""))
+    lowered.put_back(agent.root)
     for port, first in ((options["--control"], True), (options["--exec"], False)):
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import binascii
 import os
 import stat
+import threading
 
 from . import files, scrubbed
 from .checks import Guest
@@ -54,11 +55,12 @@ _PAD = " " * 16384
 
 
 class Scrub:
-    """The calls of one agent."""
+    """The calls of one agent. `wanted_back` is set when the host asks for `restore`: what is cleaned then need not be."""
 
-    def __init__(self, root: str, kernel: Kernel) -> None:
+    def __init__(self, root: str, kernel: Kernel, wanted_back: threading.Event) -> None:
         self._root = root
         self._kernel = kernel
+        self._wanted_back = wanted_back
 
     def stop(self, request: Request) -> dict[str, Any]:
         """Stop the units named and, if there are host keys, what holds those; returns the ones that ran."""
@@ -124,9 +126,15 @@ class Scrub:
 
     def clean(self, request: Request) -> dict[str, Any]:
         """Clean free blocks and free memory. Where units stand still systemd begins anew: it has read their secrets."""
+        self._wanted_back.clear()
+
+        def go_on() -> None:
+            if self._wanted_back.is_set() or request.answered:
+                raise CallError("called-off", "nobody waits for the cleaning any more")
+
         if any(unit not in SSH_UNITS for unit in scrubbed.load(self._root)["units"]):
             self._systemctl("daemon-reexec")
-        return self._kernel.clean()
+        return self._kernel.clean(go_on)
 
     def restore(self, request: Request) -> dict[str, Any]:
         """Make each file what it was; one that somebody has made anew meanwhile is kept as PATH.new."""

@@ -13,12 +13,15 @@ was taken is asked in each clone. All are told at once; one thread reads from al
 A program that ends takes what it held with it, so it is dropped, also in the middle of an event. One that closes its
 connection, or says nothing, and lives on still holds it: that is an error, which names it.
 
+An agent that becomes a new process hands the connections over: a program that is not asked in a clone would not be missed.
+
 Every local user may subscribe, and so hold a snapshot off; the error says which user did. Where the guest has a group
 `liveclone`, only root and the members of that group may.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -45,6 +48,7 @@ _LINE_LIMIT = 16 * 1024
 _LONGEST_PATH = 107  # bytes, unix(7)
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred
 _FLAGS, _START = 6, 19  # fields of proc_pid_stat(5) behind the name
+HANDED = "LIVECLONE_CONNECTIONS"  # in the environment of an agent that takes over, see `hand_over`
 _EXITING = 0x4  # PF_EXITING, sched.h: set before a process closes what it has open
 
 
@@ -81,11 +85,11 @@ class Answer:
 class Subscriber:
     """One connection. Without a name it has not subscribed yet."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, name: str = "") -> None:
         connection.setblocking(False)
         self.connection = connection
         self.splitter = frames.Splitter(_LINE_LIMIT)
-        self.name = ""
+        self.name = name
         self.answer: Answer | None = None
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.pid, self.uid, _ = _CREDENTIALS.unpack(credentials)
@@ -117,8 +121,11 @@ class Subscribers:
 
     # The socket
 
-    def open(self) -> None:
-        """Listen, in a thread. A guest in which that cannot be goes on without; the journal says why."""
+    def open(self, handed: str = "") -> None:
+        """Listen, in a thread. A guest in which that cannot be goes on without; the journal says why.
+
+        `handed` is what the agent before this one has handed over.
+        """
         try:
             self._listener = _listen(self._root)
         except OSError as error:
@@ -128,8 +135,29 @@ class Subscribers:
         self._epoll = select.epoll()
         for fd in (self._stop_fd, self._listener.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        if handed:
+            self._take_over(handed)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    def hand_over(self) -> str:
+        """Return what `open` needs to go on with the connections in the program that this process is about to execute."""
+        with self._changed:
+            connections = [(fd, one.name) for fd, one in self._connected.items() if one.name]
+            for fd, _ in connections:
+                os.set_inheritable(fd, True)
+            return json.dumps({"last_id": self._last_id, "connections": connections})
+
+    def _take_over(self, handed: str) -> None:
+        found = json.loads(handed)
+        self._last_id = found["last_id"]
+        for fd, name in found["connections"]:
+            try:
+                os.set_inheritable(fd, False)
+                self._connected[fd] = Subscriber(socket.socket(fileno=fd), name)
+                self._epoll.register(fd, select.EPOLLIN)
+            except OSError:
+                pass  # it hung up just then
 
     def close(self) -> None:
         """Let go of the socket and of all that are connected."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from liveclone.engine import agent as agents
-from liveclone.engine import run, scrub, search
+from liveclone.engine import repair, run, scrub, search, views
 from liveclone.engine.snapshot_plan import Scrubbing
 from liveclone.errors import Conflict, GuestError, LivecloneError, Refused
 from liveclone.formats.needles import Secret
@@ -96,6 +96,33 @@ async def test_a_guest_that_dies_on_the_way_has_its_secrets_after_its_next_start
     await run.start(world.ctx, "web")
     await check_all_back(world)
     assert await world.find_faults() == []
+    await world.remove_all()
+
+
+async def test_who_does_not_take_them_back_is_named_until_it_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await plant(world)
+    await run.stop(world.ctx, "web", force=True)
+    assert await world.repair() == []
+    with failing("web:hang:scrub_restore"):
+        await run.start(world.ctx, "web")
+    monkeypatch.setattr(scrub, "DEADLINE_S", 0.5)
+    for again in (
+        lambda: world.snapshot("web", method=CaptureMethod.BACKGROUND, scrub=SCRUB),
+        world.repair,
+        lambda: repair.settle(world.ctx, "web"),
+    ):
+        with pytest.raises(LivecloneError) as caught:
+            await again()
+        assert "liveclone repair" in caught.value.next_step
+        (summary,) = await views.list_machines(world.ctx)
+        assert summary.needs_repair
+    await run.stop(world.ctx, "web", force=True)
+    assert await world.repair() == []  # it comes back with the next start, and by nothing else
+    assert scrub.is_due(world.ctx, world.machine("web"))
+    await run.start(world.ctx, "web")
+    await check_all_back(world)
     await world.remove_all()
 
 

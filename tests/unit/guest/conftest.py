@@ -43,6 +43,8 @@ class RecordingKernel(Kernel):
         self.units: dict[str, str] = {}  # those of a guest, and their states
         self.asked: list[tuple[str, ...]] = []
         self.cleaned: list[str] = []
+        self.has_much_to_clean = False
+        self.cleaning = threading.Event()
 
     def hostname(self) -> str:
         return self.name
@@ -84,11 +86,14 @@ class RecordingKernel(Kernel):
         self.units.update(dict.fromkeys(units, "active" if command == "start" else "inactive"))
         return 0, ""
 
-    def clean(self) -> dict[str, Any]:
+    def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
+        self.cleaning.set()
+        while self.has_much_to_clean:
+            go_on()
         self.cleaned.append("rest")
         return {"disks": [], "memory_bytes": 0}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         self.cleaned.append("agent")
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:

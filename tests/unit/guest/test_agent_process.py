@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
 import os
 import shutil
 import signal
@@ -11,13 +12,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from liveclone.guest import pack, port, priority
+from liveclone.guest import lowered, pack, port, priority, subscribers
 from liveclone.guest.items import load_items
 
 from .conftest import KEY, Host
@@ -125,6 +128,81 @@ def test_it_runs(name: str, precompiled: bool, archive: Path, root: Path) -> Non
         assert b"Traceback" not in said, said.decode()
     finally:
         running.close()
+
+
+def test_it_puts_back_what_one_that_was_killed_had_lowered(archive: Path, root: Path) -> None:
+    """A setting that is gone by then is no reason to leave the others."""
+    low = {"/sys/fs/ext4/vdb/reserved_clusters": 0, "/proc/sys/vm/min_free_kbytes": 1024}
+    clusters, kbytes = [root / path.lstrip("/") for path in low]
+    for path in clusters, kbytes:
+        path.parent.mkdir(parents=True)
+        path.write_text("16384\n")
+    program = "import os, sys\nfrom liveclone.guest.lowered import lowered\n"
+    program += f"with lowered({low}, sys.argv[1]): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program, root], check=False).returncode == -signal.SIGKILL
+    assert (clusters.read_text(), kbytes.read_text()) == ("0", "1024")
+    shutil.rmtree(clusters.parent)
+    running = Running(sys.executable, archive, root)
+    try:
+        running.control.call("ping")
+        assert kbytes.read_text() == "16384"
+        assert not (root / lowered.STATE.lstrip("/")).exists()
+    finally:
+        running.close()
+
+
+def test_applications_stay_when_it_becomes_a_new_process(running: Running, root: Path) -> None:
+    path = root / subscribers.PATH.lstrip("/")
+    running.control.call("ping")
+    shop, other = (Application(path, name) for name in ("shop", "the others"))
+    id = running.control.send("prepare", key=KEY)
+    first = shop.acknowledge()
+    other.acknowledge()
+    assert {one["name"] for one in running.control.answer(id)["applications"]} == {"shop", "the others"}
+    running.control.call("renew")
+    other.close()  # while nobody serves it, or so
+    deadline = time.monotonic() + 10
+    while subscribers.HANDED not in environment_of(running):
+        assert time.monotonic() < deadline, "it is no new process"
+    id = running.control.send("prepare", key=KEY)
+    assert shop.acknowledge() > first
+    (report,) = running.control.answer(id)["applications"]
+    assert (report["name"], report["pid"], report["error"]) == ("shop", os.getpid(), "")
+    inside = running.exec.run("sh", "-c", "ls /proc/self/fd | wc -l; env | grep -c LIVECLONE || :")[1]
+    assert inside.split() == [b"4", b"0"]
+    shop.close()
+
+
+def environment_of(running: Running) -> str:
+    """Return what its program was executed with; it has none for a moment."""
+    with suppress(ProcessLookupError):
+        return Path(f"/proc/{running.process.pid}/environ").read_text()
+    return ""
+
+
+class Application:
+    """One that is subscribed."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._socket.connect(str(path))
+        self._lines = self._socket.makefile("rb")
+        self._say({"subscribe": name})
+        assert json.loads(self._lines.readline())["subscribed"] == name
+
+    def _say(self, message: dict[str, object]) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def acknowledge(self) -> int:
+        """Acknowledge the next event; return its number."""
+        id: int = json.loads(self._lines.readline())["id"]
+        self._say({"id": id, "ok": True})
+        return id
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
 
 
 def test_modules_compiled_by_another_python_are_passed_over(archive: Path, root: Path) -> None:

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,47 @@ def test_the_agent_begins_anew_only_without_commands(host: Host, kernel: Recordi
     assert "agent" in kernel.cleaned
 
 
+def ask_until_free(host: Host, call: str, **args: Any) -> None:
+    """Ask as the host does: "busy" means once more."""
+    for _ in range(1000):
+        reply = host.reply(host.send(call, **args))
+        if reply["ok"]:
+            return
+        assert reply["error"]["code"] == "busy"
+    pytest.fail(f"{call} is never taken")
+
+
+def test_who_wants_them_back_need_not_wait_until_all_is_clean(
+    host: Host, connect: Callable[[], Host], home: Path, kernel: RecordingKernel
+) -> None:
+    found = read(host)
+    remove(host, found)
+    kernel.has_much_to_clean = True
+    cleaning = host.send("scrub_clean")
+    assert kernel.cleaning.wait(5)
+    other = connect()
+    with pytest.raises(Refusal) as caught:
+        other.call("scrub_start")
+    assert caught.value.code == "busy"
+    ask_until_free(other, "scrub_restore", files=list(found.values()))
+    assert (home / HOST_KEY).exists()
+    with pytest.raises(Refusal) as caught:
+        host.answer(cleaning)
+    assert caught.value.code == "called-off"
+    kernel.has_much_to_clean = False
+    host.call("scrub_clean")
+    assert kernel.cleaned == ["rest"]
+
+
+def test_what_cannot_be_cleaned_in_time_is_given_up(host: Host, home: Path, kernel: RecordingKernel) -> None:
+    kernel.has_much_to_clean = True
+    with pytest.raises(Refusal) as caught:
+        host.call("scrub_clean", 0.1)
+    assert caught.value.code == "deadline"
+    ask_until_free(host, "scrub_start")
+    assert kernel.cleaned == []
+
+
 def test_a_clone_makes_keys_of_the_kinds_there_were_and_starts_what_stood(
     host: Host, home: Path, kernel: RecordingKernel, identity: dict[str, Any]
 ) -> None:
@@ -183,9 +226,8 @@ def test_a_clone_makes_keys_of_the_kinds_there_were_and_starts_what_stood(
     assert (keys["before"], bool(keys["after"])) == ("", True)
     assert (home / HOST_KEY).exists()
     host.call("network", nics=[])
-    for _ in range(1000):
-        if kernel.units["ssh.service"] == "active":
-            break
+    deadline = time.monotonic() + 10
+    while kernel.units["ssh.service"] != "active" and time.monotonic() < deadline:
         host.call("ping")
     assert kernel.units["ssh.service"] == "active"
     assert scrubbed.load(str(home)) == {"units": [], "keys": []}

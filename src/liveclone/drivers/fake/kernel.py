@@ -66,10 +66,10 @@ class FakeKernel:
     def systemctl(self, *words: str) -> tuple[int, str]:
         return (3, "inactive") if words[0] == "is-active" else (0, "")  # this guest has no services
 
-    def clean(self) -> dict[str, Any]:
+    def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
         return {"disks": [], "memory_bytes": 0}
 
-    def renew(self) -> None:
+    def renew(self, environment: dict[str, str]) -> None:
         """Go on: this agent is a part of its machine's process."""
 
     def draw(self, count: int) -> bytes:

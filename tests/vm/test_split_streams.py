@@ -41,7 +41,8 @@ def load(name: str) -> tuple[bytes, bytes]:
 
 @contextmanager
 def open_waiting(folder: Path, kind: str, memory: str) -> Iterator[capture.Qmp]:
-    qmp = capture.Qmp([*capture.machine(folder, kind, memory), "-incoming", "defer", "-S"])
+    more = capture.more_devices(kind) if "7.2" in kind else []
+    qmp = capture.Qmp([*capture.machine(folder, kind, memory), *more, "-incoming", "defer", "-S"])
     with qmp.process:
         try:
             yield qmp
@@ -81,10 +82,17 @@ def test_a_page_less_stream_is_loaded(tmp_path: Path, name: str, kind: str) -> N
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("i440fx-bios", "pc"), ("i440fx-background", "pc"), ("q35-flash", "q35"), ("q35-mapped-ram", "q35")],
+    [
+        ("i440fx-bios", "pc"),
+        ("i440fx-background", "pc"),
+        ("q35-flash", "q35"),
+        ("q35-mapped-ram", "q35"),
+        ("7.2-i440fx-bios", "pc-i440fx-7.2"),
+        ("7.2-q35-flash", "pc-q35-7.2"),
+    ],
 )
 def test_a_joined_stream_is_loaded(tmp_path: Path, name: str, kind: str) -> None:
-    """All of the memory is then as it was, in a file and in memory that belongs to no file."""
+    """All of the memory is then as it was, in a file and in memory that belongs to no file; what an older QEMU wrote too."""
     image, stream, ram = (tmp_path / name for name in ("image", "joined", "ram"))
     state, memory = load(name)
     image.write_bytes(memory)

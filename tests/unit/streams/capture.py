@@ -1,9 +1,12 @@
-"""Make the golden files again: python tests/unit/streams/capture.py [--libvirt URI] [--folder FOLDER]
+"""Make the golden files again: python tests/unit/streams/capture.py [--qemu PROGRAM | --libvirt URI [--folder FOLDER]]
 
 Each is what a real QEMU, or a real libvirt with --libvirt, wrote of a machine of 16 MiB; golden/golden.json says by
 which versions, and the SHA-256 of pc.ram as QEMU's own memory file had it after the machine was stopped. The machine
 runs ten bytes of firmware that count up a word at 0x8000 for ever: a page that is sent again. Besides, six pages of
 text lie at 0x200000. Private parts: none, so nothing has to be cut out.
+
+Another QEMU's files begin with its version, and have the devices too that libvirt gives a machine without being asked.
+It need not be installed: a package's content anywhere will do (dpkg-deb -x), as no firmware of its own is used.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import lzma
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,17 @@ def text() -> bytes:
     return b"".join(
         (b"liveclone page %d " % number * 200)[: PAGE - 8].ljust(PAGE, b".") for number in range(6)
     )
+
+
+# What libvirt adds to a machine that it starts, and what virt-install asks for.
+DEVICES = {
+    "pc": "piix3-usb-uhci,addr=1.2 isa-serial,chardev=n0 virtio-serial-pci,id=v virtserialport,bus=v.0,chardev=n1,"
+    "name=org.qemu.guest_agent.0 usb-tablet ide-cd,drive=c AC97,audiodev=a virtio-balloon-pci i6300esb pvpanic",
+    "q35": "pcie-root-port,id=p1,chassis=1,addr=8.0,multifunction=on pcie-root-port,id=p2,chassis=2,addr=8.1 "
+    "qemu-xhci,bus=p1 isa-serial,chardev=n0 virtio-serial-pci,id=v,bus=p2 virtserialport,bus=v.0,chardev=n1,"
+    "name=org.qemu.guest_agent.0 usb-tablet virtio-scsi-pci,id=s scsi-hd,bus=s.0,drive=c ide-cd,bus=ide.0,drive=e "
+    "ich9-intel-hda hda-duplex,audiodev=a virtio-balloon-pci i6300esb pvpanic-pci",
+}
 
 
 class Qmp:
@@ -102,31 +117,51 @@ def machine(folder: Path, kind: str, memory: str) -> list[str]:
     for number in range(2):
         argv += ["-blockdev", f"driver=null-co,node-name=d{number},size=1048576"]
         argv += ["-device", f"virtio-blk-pci,drive=d{number}", "-device", "virtio-net-pci,romfile="]
-    if kind == "pc":
+    if "q35" not in kind:
         return [*argv, "-bios", str(folder / "bios")]
     for unit, name in enumerate(("flash", "variables")):
         argv += ["-drive", f"if=pflash,unit={unit},format=raw,readonly=on,file={folder / name}"]
     return argv
 
 
-def capture(name: str, kind: str, *capabilities: str) -> dict[str, Any]:
+def more_devices(kind: str) -> list[str]:
+    argv = ["-audiodev", "none,id=a", "-chardev", "null,id=n0", "-chardev", "null,id=n1"]
+    for name in "ce":
+        argv += ["-blockdev", f"driver=null-co,node-name={name},size=1048576,read-only=on"]
+    for device in DEVICES["q35" if "q35" in kind else "pc"].split():
+        argv += ["-device", device]
+    return argv
+
+
+def capture(name: str, kind: str, *capabilities: str, program: str = QEMU) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         ram, stream = folder / "ram", folder / "stream"
         # What is written to while the snapshot is taken cannot be compared afterwards, and must be anonymous memory.
         compare = "background-snapshot" not in capabilities
         memory = f"memory-backend-file,mem-path={ram},share=on" if compare else "memory-backend-ram"
-        qmp = Qmp(machine(folder, kind, memory))
+        argv = machine(folder, kind, memory)
+        if program != QEMU:
+            argv = [program, *argv[1:], *more_devices(kind)]
+        qmp = Qmp(argv)
         try:
             version = qmp.call("query-version")["qemu"]
-            qmp.migrate(f"file:{stream}", *capabilities)
+            if program != QEMU:
+                name = f"{version['major']}.{version['minor']}-{name}"
+            is_old = (version["major"], version["minor"]) < (8, 2)  # knows no file:
+            uri = f"exec:cat >{stream}.part && mv {stream}.part {stream}" if is_old else f"file:{stream}"
+            qmp.migrate(uri, *capabilities)
             qmp.call("quit")
+            while not stream.exists():
+                time.sleep(0.01)
         finally:
             qmp.process.kill()
             qmp.process.wait()
         keep(name, stream)
         about = {"qemu": f"{version['major']}.{version['minor']}.{version['micro']}", "machine": kind}
-        return about | ({"ram_sha256": hashlib.sha256(ram.read_bytes()).hexdigest()} if compare else {})
+        if compare:
+            about["ram_sha256"] = hashlib.sha256(ram.read_bytes()).hexdigest()
+        return {name: about}
 
 
 def keep(name: str, file: Path) -> None:
@@ -166,6 +201,7 @@ def capture_libvirt(uri: str, place: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--qemu", metavar="PROGRAM", default=QEMU)
     parser.add_argument("--libvirt", metavar="URI")
     parser.add_argument(
         "--folder", default="/var/lib/libvirt", help="where libvirt can write; seen in the XML"
@@ -184,7 +220,7 @@ def main() -> None:
             ("i440fx-background", "pc", ("background-snapshot",)),
         ):
             try:
-                known[name] = capture(name, kind, *capabilities)
+                known |= capture(name, kind, *capabilities, program=arguments.qemu)
             except (RuntimeError, AssertionError) as error:
                 print(name, error)
     file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

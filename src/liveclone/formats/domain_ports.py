@@ -37,7 +37,8 @@ def set_ports(devices: Element, sockets: Mapping[str, str], console_log: str) ->
         elif kind in ("pty", "file", "unix"):
             _set_source(port, "pty")
         if log and port.get("type") != "file":
-            port.append(Element("log", {"file": log, "append": "off"}))
+            place = 1 if port.find("source") is not None else 0
+            port.insert(place, Element("log", {"file": log, "append": "off"}))
 
 
 def free_graphics(devices: Element) -> None:
@@ -47,6 +48,8 @@ def free_graphics(devices: Element) -> None:
             continue
         for name in ("port", "tlsPort", "socket"):
             graphics.attrib.pop(name, None)
+        if graphics.get("type") == "vnc":
+            graphics.attrib = {"type": "vnc", "port": "-1"} | graphics.attrib  # as libvirt writes it
         graphics.set("autoport", "yes")
         if "websocket" in graphics.attrib:
             graphics.set("websocket", "-1")

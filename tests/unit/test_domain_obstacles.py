@@ -186,6 +186,15 @@ def test_what_stands_outside_of_the_devices(old: str, new: str, what: str) -> No
     assert names(xml.replace(old, new, 1)) == [what]
 
 
+def test_cards_that_cannot_be_unplugged_where_they_are() -> None:
+    old = load("i440fx")
+    mac = "interface 52:54:00:00:00:01"
+    assert names(old.replace("<acpi/>", "")) == [mac]
+    shared = "<address type='pci' domain='0x0000' bus='0x00' slot='0x03' function='0x1'/>"
+    assert names(old.replace("</devices>", f"<sound model='ac97'>{shared}</sound></devices>")) == [mac]
+    assert names(load("debian12").replace("<acpi/>", "")) == []  # PCIe root ports do it themselves
+
+
 @pytest.mark.parametrize("inside", ["<hugepages/>", "<locked/>"])
 def test_memory_that_only_full_clones_can_have(inside: str) -> None:
     xml = load("debian12").replace("<os>", f"<memoryBacking>{inside}</memoryBacking><os>")
@@ -206,7 +215,7 @@ def test_no_description() -> None:
 
 
 def test_a_bus_that_is_no_number() -> None:
-    with pytest.raises(Corrupt, match="PCI bus"):
+    with pytest.raises(Corrupt, match="a PCI address has 'x' in it"):
         find_obstacles(load("debian12").replace("bus='0x01' slot", "bus='x' slot"))
 
 

@@ -7,6 +7,7 @@ with `PYTHONPATH=src:tests python -m unit.test_domain_rewrite` and read what git
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from liveclone.errors import Corrupt, Refused
 from liveclone.formats import domain_xml, plain_xml
 from liveclone.formats.domain_nics import nic_for_clone
+from liveclone.formats.domain_obstacles import find_obstacles
 from liveclone.formats.domain_rewrite import CloneSpec, render_definition, render_snapshot, rewrite_saved
 from liveclone.formats.domain_xml import parse_domain
 
@@ -196,6 +198,26 @@ def test_what_does_not_fit_is_refused(name: str, changes: dict[str, object], cod
         rewrite_saved(xml, replace(spec_for(xml), **changes))  # type: ignore[arg-type]
     assert caught.value.code == code
     assert seen in caught.value.message
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    at=st.floats(0, 1),
+    length=st.integers(0, 60),
+    put=st.sampled_from(["", "x", "<a>", "'", "9"]),
+)
+def test_damage_is_refused_or_does_no_harm(name: str, at: float, length: int, put: str) -> None:
+    xml = load(f"{name}.live")
+    place = int(at * len(xml))
+    damaged = xml[:place] + put + xml[place + length :]
+    spec = spec_for(xml)
+    with contextlib.suppress(Corrupt, Refused):
+        find_obstacles(damaged)
+        domain = parse_domain(damaged)
+        clone = parse_domain(rewrite_saved(damaged, spec))
+        assert (clone.name, clone.uuid, clone.nics) == (spec.name, spec.uuid, ())
+        mine = {disk.path for disk in domain.disks if disk.needs_own}
+        assert mine.isdisjoint(disk.path for disk in clone.disks)
 
 
 def with_backing(text: str) -> str:

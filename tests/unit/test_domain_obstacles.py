@@ -162,7 +162,7 @@ def test_devices_that_can_be_cloned(device: str) -> None:
         ("arch='x86_64'", "arch='aarch64'", "architecture aarch64"),
         (">hvm<", ">exe<", "architecture x86_64"),
         ("machine='pc-q35-10.0'", "machine='microvm'", "machine type microvm"),
-        ("</cpu>", "<numa><cell id='0' memory='1'/></numa></cpu>", "cpu/numa"),
+        ("<vcpu", "<cpu><numa><cell id='0' memory='1'/></numa></cpu><vcpu", "cpu/numa"),
         ("<os>", "<launchSecurity type='sev'/><os>", "launchSecurity sev"),
         ("<os>", "<launchSecurity type='tdx'/><os>", "launchSecurity tdx"),
         ("<os>", "<keywrap/><os>", "keywrap"),

@@ -280,9 +280,12 @@ def test_a_definition_that_was_never_started_gets_its_variables() -> None:
 def test_variables_of_a_typed_source() -> None:
     xml = load("fedora-uefi.saved")
     start, end = xml.index("<nvram"), xml.index("</nvram>")
-    xml = xml[:start] + "<nvram type='file'><source file='/var/lib/x_VARS.fd'/>" + xml[end:]
-    assert parse_domain(xml).nvram == "/var/lib/x_VARS.fd"
-    assert parse_domain(rewrite_saved(xml, spec_for(xml))).nvram == "/clones/1/nvram.fd"
+    typed = xml[:start] + "<nvram type='file'><source file='/var/lib/x_VARS.fd'/>" + xml[end:]
+    assert parse_domain(typed).nvram == "/var/lib/x_VARS.fd"
+    assert parse_domain(rewrite_saved(typed, spec_for(xml))).nvram == "/clones/1/nvram.fd"
+    block = xml[:start] + "<nvram type='block'><source dev='/dev/vg/vars'/>" + xml[end:]
+    written = rewrite_saved(block, spec_for(xml))
+    assert """<nvram type="file">\n      <source file="/clones/1/nvram.fd" />""" in written
 
 
 def test_metadata_of_ours_is_put_in_once() -> None:
@@ -345,6 +348,36 @@ def test_a_port_gets_the_socket_that_was_asked_for() -> None:
     spec = replace(spec_for(xml), channels={"org.qemu.guest_agent.0": "/clones/1/qga.sock"})
     (channel,) = parse_domain(rewrite_saved(xml, spec)).channels
     assert (channel.kind, channel.path) == ("unix", "/clones/1/qga.sock")
+
+
+def test_a_disk_becomes_a_file() -> None:
+    xml = load("debian12.saved")
+    xml = xml.replace("<disk type='file' device='disk'>", "<disk type='block' device='disk'>", 1)
+    xml = xml.replace("<source file='/var/lib/libvirt/images/debian12.qcow2'/>", "<source dev='/dev/vg/x'/>")
+    disk = parse_domain(rewrite_saved(xml, spec_for(xml))).disks[0]
+    assert (disk.source_type, disk.path, disk.format) == ("file", "/clones/1/vda.qcow2", "qcow2")
+
+
+def test_an_empty_floppy_drive_needs_no_floppy() -> None:
+    drive = "<disk type='file' device='floppy'><target dev='fda' bus='fdc'/>"
+    xml = load("i440fx.saved").replace("device='floppy'", "device='disk'").replace("fda", "vdq")
+    with_drive = xml.replace("</devices>", f"{drive}</disk></devices>")
+    spec = spec_for(xml)
+    assert 'device="floppy"' in rewrite_saved(with_drive, spec)
+    with_floppy = xml.replace("</devices>", f"{drive}<source file='/x.vfd'/></disk></devices>")
+    with pytest.raises(Refused, match="no fda of its own"):
+        rewrite_saved(with_floppy, spec)
+
+
+def test_what_else_told_which_machine_it_is_goes() -> None:
+    xml = load("i440fx.saved").replace("<memory ", f"<hwuuid>{GENID}</hwuuid><memory ", 1)
+    labels = "<label>svirt_t:s0:c1,c2</label><imagelabel>x</imagelabel><baselabel>svirt_t:s0</baselabel>"
+    xml = xml.replace("</domain>", f"<seclabel type='dynamic' model='selinux'>{labels}</seclabel></domain>")
+    made = rewrite_saved(xml, spec_for(xml))
+    assert GENID not in made
+    assert "c1,c2" not in made
+    assert "imagelabel" not in made
+    assert "<baselabel>svirt_t:s0</baselabel>" in made
 
 
 def test_static_labels_stay() -> None:

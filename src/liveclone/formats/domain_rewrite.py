@@ -150,7 +150,7 @@ def _set_identity(root: Element, spec: CloneSpec) -> None:
     _set_text(root, "uuid", spec.uuid)
     for entry in root.iterfind("sysinfo/*/entry"):
         # libvirt refuses a system uuid that is not the domain's; some put the same into the serial number too.
-        if entry.get("name") == "uuid" or (old and (entry.text or "").strip().lower() == old):
+        if old and (entry.text or "").strip().lower() == old:
             entry.text = spec.uuid
     genid = root.find("genid")
     if genid is not None:

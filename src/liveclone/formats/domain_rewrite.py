@@ -44,7 +44,8 @@ class CloneSpec:
     Attributes:
         disks: path and format by target ("vda"), for every disk that the guest can write; drives and read-only disks that
             are not named keep the source's.
-        genid: a new UUID where the source has a VMGENID device, else empty.
+        genid: a new UUID where the source has a VMGENID device, else empty. libvirt 11.3 makes another of its own when it
+            restores (seen): what the guest has is in the clone's live description.
         channels: sockets by the names of virtio-serial ports; "", or not named: libvirt chooses.
         console_log: a file for what the first serial port (or console) writes, or empty.
         nvram: the clone's own file of firmware variables; empty where the source has none.

@@ -1,8 +1,8 @@
 """Which devices of a libvirt domain can be cloned, element by element of <devices>.
 
-    _SOUND     nothing of the host behind it, and QEMU saves its state
-    _REFUSED   never
-    _CHECKED   it depends
+    SOUND     nothing of the host behind it, and QEMU saves its state
+    REFUSED   never
+    CHECKED   it depends
 
 An element that stands in none of them is refused. What cloning does with each is in docs/libvirt.md. A device is refused
 when a clone would share something of the host that has to be its own (a device, a file that is written, a server's one
@@ -19,11 +19,11 @@ from .domain_nics import find_nic_obstacles
 from .domain_verdict import TAKE_OUT, Obstacle
 from .plain_xml import attribute_of, text_of
 
-_SOUND = frozenset(
+SOUND = frozenset(
     # redirfilter only limits; a panic device, a watchdog, a balloon and USB hubs are the guest's alone
     ["emulator", "hub", "redirfilter", "watchdog", "memballoon", "panic"]
 )
-_REFUSED = {
+REFUSED = {
     "hostdev": "a device of the host has one owner, and its state cannot be saved",
     "filesystem": "a folder of the host would be written by all clones, and its server's state lies outside QEMU",
     "tpm": "a TPM's state, with secrets that must be unique, lies outside QEMU",
@@ -46,10 +46,10 @@ def find_device_obstacles(root: Element) -> Iterator[Obstacle]:
     for device in root.iterfind("devices/*"):
         if device.tag == "interface":
             yield from find_nic_obstacles(device, root, macs)
-        elif device.tag in _CHECKED:
-            yield from _CHECKED[device.tag](device)
-        elif device.tag not in _SOUND:
-            why = _REFUSED.get(device.tag, "liveclone does not know such a device")
+        elif device.tag in CHECKED:
+            yield from CHECKED[device.tag](device)
+        elif device.tag not in SOUND:
+            why = REFUSED.get(device.tag, "liveclone does not know such a device")
             yield Obstacle(_name(device), why, TAKE_OUT)
 
 
@@ -94,7 +94,7 @@ def _check_controller(controller: Element) -> Iterator[Obstacle]:
 
 def _check_input(device: Element) -> Iterator[Obstacle]:
     if device.get("type") not in ("mouse", "tablet", "keyboard"):
-        yield Obstacle(_name(device, device.get("type", "")), _REFUSED["hostdev"], TAKE_OUT)
+        yield Obstacle(_name(device, device.get("type", "")), REFUSED["hostdev"], TAKE_OUT)
 
 
 def _check_sound(sound: Element) -> Iterator[Obstacle]:
@@ -133,7 +133,7 @@ def _check_vsock(vsock: Element) -> Iterator[Obstacle]:
         yield Obstacle(f"vsock {model}", "liveclone does not know such a device", TAKE_OUT)
 
 
-_CHECKED: dict[str, Callable[[Element], Iterator[Obstacle]]] = {
+CHECKED: dict[str, Callable[[Element], Iterator[Obstacle]]] = {
     "disk": find_disk_obstacles,
     "serial": _check_port,
     "parallel": _check_port,

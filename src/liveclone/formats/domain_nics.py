@@ -158,27 +158,47 @@ def find_nic_obstacles(nic: Element, root: Element, seen_macs: set[str]) -> Iter
     if address is None:
         return
     if address.get("type", "pci") != "pci":
-        yield Obstacle(
-            what, "it is no PCI card, so it cannot be unplugged for the snapshot", "use another model"
-        )
+        why = "it is no PCI card, so it cannot be unplugged for the snapshot"
+        yield Obstacle(what, why, "use another model")
         return
-    bus = _parse_number(address.get("bus", "0"))
+    yield from _find_slot_obstacles(what, address, root)
+
+
+def _find_slot_obstacles(what: str, address: Element, root: Element) -> Iterator[Obstacle]:
+    """Yield what keeps a card from being unplugged where it is; libvirt and QEMU would refuse it in the midst."""
+    place = _parse_slot(address)
+    neighbours = [
+        other for other in root.iterfind("devices/*/address[@type='pci']") if _parse_slot(other) == place
+    ]
+    if len(neighbours) > 1:
+        why = "it shares its PCI slot with another device, and a slot is unplugged as a whole"
+        yield Obstacle(
+            what, why, "take its <address> out with virsh edit: libvirt puts it on a slot of its own"
+        )
     for controller in root.iterfind("devices/controller[@type='pci']"):
-        if _parse_number(controller.get("index", "-1")) != bus:
+        if _parse_number(controller.get("index", "-1")) != place[1]:
             continue
-        if controller.get("model") in _PCI_ROOTS:
+        model = controller.get("model")
+        if model in _PCI_ROOTS:
             why = "it sits on the PCIe root bus, where nothing can be unplugged"
             yield Obstacle(
                 what, why, "take its <address> out with virsh edit: libvirt puts it on a root port"
             )
         elif attribute_of(controller, "target", "hotplug") == "off":
-            yield Obstacle(
-                what, f"hotplug is off on PCI controller {bus}", "take hotplug='off' out with virsh edit"
-            )
+            why = f"hotplug is off on PCI controller {place[1]}"
+            yield Obstacle(what, why, "take hotplug='off' out with virsh edit")
+        elif model == "pci-root" and root.find("features/acpi") is None:
+            why = "without ACPI nothing can be unplugged from an i440fx machine"
+            yield Obstacle(what, why, "put <acpi/> into <features> with virsh edit")
+
+
+def _parse_slot(address: Element) -> tuple[int, int, int]:
+    domain, bus, slot = (_parse_number(address.get(name, "0")) for name in ("domain", "bus", "slot"))
+    return domain, bus, slot
 
 
 def _parse_number(text: str) -> int:
     try:
         return int(text, 0)
     except ValueError as error:
-        raise bad_domain(f"a PCI bus is {text[:40]!r}") from error
+        raise bad_domain(f"a PCI address has {text[:40]!r} in it") from error

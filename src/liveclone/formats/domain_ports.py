@@ -19,7 +19,8 @@ def set_ports(devices: Element, sockets: Mapping[str, str], console_log: str) ->
     """Lead all ports of <devices> to places of the clone's own.
 
     A virtio-serial port gets the socket under its name, or one that libvirt chooses. The first serial port writes to
-    `console_log`, if there is one; so does the first console where it is that port, which libvirt shows twice.
+    `console_log`, if there is one, behind what is in it; so does the first console where it is that port, which libvirt
+    shows twice.
     """
     first = {id(port) for port in _find_first(devices)}
     for port in [device for device in devices if device.tag in _PORTS]:
@@ -29,15 +30,17 @@ def set_ports(devices: Element, sockets: Mapping[str, str], console_log: str) ->
         for target in port.findall("target"):
             target.attrib.pop("state", None)
         kind = port.get("type")
-        if port.tag == "channel" and kind == "unix":
-            _set_source(port, "unix", mode="bind", path=sockets.get(attribute_of(port, "target", "name"), ""))
+        socket = sockets.get(attribute_of(port, "target", "name"), "") if port.tag == "channel" else ""
+        if socket or (port.tag == "channel" and kind == "unix"):
+            _set_source(port, "unix", mode="bind", path=socket)
             continue
         if kind == "file" and log:
-            _set_source(port, "file", path=log, append=attribute_of(port, "source", "append"))
+            _set_source(port, "file", path=log, append="on")
         elif kind in ("pty", "file", "unix"):
             _set_source(port, "pty")
         if log and port.get("type") != "file":
-            port.append(Element("log", {"file": log, "append": "off"}))
+            place = 1 if port.find("source") is not None else 0
+            port.insert(place, Element("log", {"file": log, "append": "on"}))
 
 
 def free_graphics(devices: Element) -> None:
@@ -47,6 +50,8 @@ def free_graphics(devices: Element) -> None:
             continue
         for name in ("port", "tlsPort", "socket"):
             graphics.attrib.pop(name, None)
+        if graphics.get("type") == "vnc":
+            graphics.attrib = {"type": "vnc", "port": "-1"} | graphics.attrib  # as libvirt writes it
         graphics.set("autoport", "yes")
         if "websocket" in graphics.attrib:
             graphics.set("websocket", "-1")
@@ -76,4 +81,4 @@ def _set_source(port: Element, kind: str, **attributes: str) -> None:
     remove_all(port, "source", "protocol")
     port.set("type", kind)
     if attributes.get("path"):
-        port.insert(0, Element("source", {name: value for name, value in attributes.items() if value}))
+        port.insert(0, Element("source", attributes))

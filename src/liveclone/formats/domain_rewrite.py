@@ -44,7 +44,8 @@ class CloneSpec:
     Attributes:
         disks: path and format by target ("vda"), for every disk that the guest can write; drives and read-only disks that
             are not named keep the source's.
-        genid: a new UUID where the source has a VMGENID device, else empty.
+        genid: a new UUID where the source has a VMGENID device, else empty. libvirt 11.3 makes another of its own when it
+            restores (seen): what the guest has is in the clone's live description.
         channels: sockets by the names of virtio-serial ports; "", or not named: libvirt chooses.
         console_log: a file for what the first serial port (or console) writes, or empty.
         nvram: the clone's own file of firmware variables; empty where the source has none.
@@ -150,7 +151,7 @@ def _set_identity(root: Element, spec: CloneSpec) -> None:
     _set_text(root, "uuid", spec.uuid)
     for entry in root.iterfind("sysinfo/*/entry"):
         # libvirt refuses a system uuid that is not the domain's; some put the same into the serial number too.
-        if entry.get("name") == "uuid" or (old and (entry.text or "").strip().lower() == old):
+        if old and (entry.text or "").strip().lower() == old:
             entry.text = spec.uuid
     genid = root.find("genid")
     if genid is not None:

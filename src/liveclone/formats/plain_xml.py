@@ -158,7 +158,8 @@ def _build(text: str) -> Element:
     parser.Parse(text, True)
     root = builder.tree.close()
     for node in root.iter():
-        node.tail = None
-        if len(node):
+        if not (node.tail or "").strip():
+            node.tail = None
+        if len(node) and not (node.text or "").strip():
             node.text = None
     return root

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
 _MS_BIND = 0x1000
-_IOCTL_VM_SOCKETS_GET_LOCAL_CID, _VMADDR_CID_ANY = 0x7B9, 0xFFFFFFFF  # linux/vm_sockets.h
+_IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h
+# Addresses of one machine. Those below mean the hypervisor, the machine itself (told with vsock_loopback) and the host (told
+# with vhost_vsock) to everybody; the last one means none.
+_CIDS = range(3, 0xFFFFFFFF)
 _TIOCVHANGUP = 0x5437  # asm-generic/ioctls.h
 
 
@@ -86,7 +89,7 @@ class Kernel:
             (cid,) = struct.unpack("=I", fcntl.ioctl(fd, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4)))
         finally:
             os.close(fd)
-        return None if cid == _VMADDR_CID_ANY else cid
+        return cid if cid in _CIDS else None
 
     def hang_up(self, terminal: str) -> None:
         """Cut a terminal's line: its programs get SIGHUP, and none can read or write there any more."""

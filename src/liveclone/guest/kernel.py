@@ -106,6 +106,11 @@ class Kernel:
                 filters.carry_out([netlink.FORGET_TRACKED])[0], "dropping the entries of conntrack"
             )
 
+    def remove_leased(self) -> int:
+        """Take from all cards the addresses that they have for a time; return how many there were."""
+        with netlink.Route() as route:
+            return route.remove_leased()
+
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         """Return name, MAC and IPv4 addresses of every network card, without the loopback."""
         with netlink.Route() as route:

@@ -53,6 +53,12 @@ UNIT = "/etc/systemd/system/warm-app.service"
 HTTP, TICKS = 8080, 8081
 STD_RAM, LIGHT_RAM = 256 * MIB, 192 * MIB
 
+# Of tests/vm/test_applications.py, and of test_rare_items.py: programs that keep an identity, and those that show it.
+PACKAGES = (
+    *("nginx", "dhcpcd-base", "dnsmasq-base", "isc-dhcp-client", "libpam-systemd"),
+    *("network-manager", "nftables"),
+)
+
 # Generous: the machine that runs this may be busy with anything.
 PATIENCE_S = 120.0
 _OLD_IMAGE_S = 24 * 3600.0
@@ -63,7 +69,7 @@ def build_images(cache_folder: Path) -> dict[str, Image]:
     """Return the images `std` and `light`, from the cache if they are there; one that is a day out of date goes."""
     spec = ImageSpec(
         name="test",
-        packages=("nginx",),
+        packages=PACKAGES,
         files=(
             (DEMO / "warm_app.py", "/opt/warm_app.py"),
             (DEMO / "warm-app.service", UNIT),

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
 _RNDRESEEDCRNG = 0x5207  # _IO('R', 0x07), Linux 4.14
 _MS_BIND = 0x1000
-_IOCTL_VM_SOCKETS_GET_LOCAL_CID, _VMADDR_CID_ANY = 0x7B9, 0xFFFFFFFF  # linux/vm_sockets.h
+_IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h
+# Addresses of one machine. Those below mean the hypervisor, the machine itself (told with vsock_loopback) and the host (told
+# with vhost_vsock) to everybody; the last one means none.
+_CIDS = range(3, 0xFFFFFFFF)
 _TIOCVHANGUP = 0x5437  # asm-generic/ioctls.h
 
 
@@ -87,7 +90,7 @@ class Kernel:
             (cid,) = struct.unpack("=I", fcntl.ioctl(fd, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4)))
         finally:
             os.close(fd)
-        return None if cid == _VMADDR_CID_ANY else cid
+        return cid if cid in _CIDS else None
 
     def hang_up(self, terminal: str) -> None:
         """Cut a terminal's line: its programs get SIGHUP, and none can read or write there any more."""
@@ -103,6 +106,11 @@ class Kernel:
             netlink.raise_for(
                 filters.carry_out([netlink.FORGET_TRACKED])[0], "dropping the entries of conntrack"
             )
+
+    def remove_leased(self) -> int:
+        """Take from all cards the addresses that they have for a time; return how many there were."""
+        with netlink.Route() as route:
+            return route.remove_leased()
 
     def interfaces(self) -> list[tuple[str, str, list[str]]]:
         """Return name, MAC and IPv4 addresses of every network card, without the loopback."""

@@ -1,6 +1,7 @@
 """Links, addresses and routes over a raw rtnetlink socket: no `ip` process, a few system calls.
 
-Layouts: linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h (rtnetlink(7)). IPv4 alone.
+Layouts: linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h (rtnetlink(7)). IPv4 alone, but for
+what is leased.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, _RTM_GETLINK, RTM_NEWADDR, RTM_DELADDR, _RTM_GETADDR = 16, 17, 18, 20, 21, 22
 RTM_NEWROUTE = 24
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_CACHEINFO = 1, 2, 4, 6
+_FOR_EVER = 0xFFFFFFFF  # as seconds of life
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RTNH_F_ONLINK = 254, 4, 1, 4
 _HEADER = struct.Struct("=IHHII")
@@ -126,6 +128,15 @@ class Route(Netlink):
         body = _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0)
         return [Address(body) for body in self.dump(_RTM_GETADDR, RTM_NEWADDR, body)]
 
+    def remove_leased(self) -> int:
+        """Remove all addresses, IPv6 ones too, that were given for a time; return how many."""
+        given = self.dump(_RTM_GETADDR, RTM_NEWADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+        requests = [(RTM_DELADDR, 0, body) for body in given if _is_leased(body)]
+        for number in self.carry_out(requests) if requests else ():
+            # It has just expired, or went with another one of its subnet.
+            raise_for(number, "removing a leased address", errno.EADDRNOTAVAIL)
+        return len(requests)
+
     def changed_links(self, timeout_s: float) -> list[Link]:
         """Wait at most `timeout_s` for news of interfaces; return those that came or changed.
 
@@ -137,6 +148,13 @@ class Route(Netlink):
         except OSError:  # timeout; or ENOBUFS: more news than the socket holds
             return []
         return [Link(body) for kind, _, body in _messages(data) if kind == RTM_NEWLINK]
+
+
+def _is_leased(body: bytes) -> bool:
+    _, valid_s = struct.unpack_from(
+        "=II", dict(_attributes(body, _ADDRESS.size)).get(_IFA_CACHEINFO, b"\xff" * 8)
+    )
+    return bool(valid_s != _FOR_EVER)
 
 
 def set_up(index: int) -> tuple[int, int, bytes]:

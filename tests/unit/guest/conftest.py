@@ -39,6 +39,7 @@ class RecordingKernel(Kernel):
         self.bound: list[str] = []
         self.hung_up: list[str] = []
         self.forgot_tracked = 0
+        self.leased = 0
         self.ended: tuple[int, list[tuple[str, int]]] = (0, [])
         self.units: dict[str, str] = {}  # those of a guest, and their states
         self.asked: list[tuple[str, ...]] = []
@@ -77,6 +78,10 @@ class RecordingKernel(Kernel):
 
     def forget_tracked(self) -> None:
         self.forgot_tracked += 1
+
+    def remove_leased(self) -> int:
+        leased, self.leased = self.leased, 0
+        return leased
 
     def systemctl(self, *words: str) -> tuple[int, str]:
         self.asked.append(words)

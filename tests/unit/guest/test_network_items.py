@@ -85,6 +85,27 @@ Kernel().forget_tracked()
 assert count() == 0
 """
 
+LEASED = """
+import os, subprocess
+from liveclone.guest.kernel import Kernel
+
+assert os.readlink("/proc/self/ns/net") != os.readlink(f"/proc/{os.getppid()}/ns/net"), "not in a namespace of its own"
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+life = ["valid_lft", "3600", "preferred_lft", "1800"]
+ip("link", "set", "lo", "up")
+for address in ("10.1.0.1/24", "2001:db8::1/64"):
+    ip("address", "add", address, "dev", "lo")
+for address in ("10.1.0.2/24", "10.2.0.1/24", "10.2.0.2/24", "2001:db8::2/64"):
+    ip("address", "add", address, "dev", "lo", *life)
+print(Kernel().remove_leased(), Kernel().remove_leased())
+print(*sorted(line.split()[3] for line in ip("-oneline", "address").splitlines()))
+"""
+
 
 @pytest.fixture
 def ctx(root: Path, kernel: RecordingKernel) -> Context:
@@ -370,6 +391,22 @@ class TestInterfaceNames:
         assert stat.S_IMODE(port.stat().st_mode) == 0o600
         assert "0c1f2e3d" not in old.read_text() and old.read_text().endswith('"\nONBOOT=yes\n')
 
+    def test_networkmanager_finds_its_cards_again(self, ctx: Context, write: Write, item: Item) -> None:
+        """Which connection a card has is told by its uuid; one that only this run of the system has counts, too."""
+        name = "system-connections/lan.nmconnection"
+        lan = write(f"/etc/NetworkManager/{name}", f"uuid={self.UUID}\n", 0o600)
+        other = self.UUID.replace("0b", "0c")
+        run = write(f"/run/NetworkManager/{name}", f"uuid={other}\n", 0o600)
+        text = f"[device]\nperm-hw-addr-fake={self.MAC}\nconnection-uuid={{}}\n"
+        cards = [
+            write(f"/run/NetworkManager/devices/{number}", text.format(uuid))
+            for number, uuid in enumerate([self.UUID, other, "none"])
+        ]
+        assert reset(item, ctx)["details"] == {}
+        fresh = [path.read_text().strip().removeprefix("uuid=") for path in (lan, run)]
+        assert len({*fresh, self.UUID, other}) == 4
+        assert [path.read_text() for path in cards] == [text.format(uuid) for uuid in (*fresh, "none")]
+
     def test_macs_that_the_host_gave_count_too(self, ctx: Context, write: Write) -> None:
         write("/var/lib/liveclone/network.json", f'[{{"mac": "{self.MAC.upper()}"}}]\n')
         rules = write("/etc/udev/rules.d/70-persistent-net.rules", f'ATTR{{address}}=="{self.MAC}"\n')
@@ -526,6 +563,18 @@ class TestNetworkPrograms:
         assert reset(item, ctx)["details"] == {"ended": "NetworkManager dhclient"}
         write("/proc/4194304/comm", "dhcpcd\n")
         assert reset(item, ctx)["details"] == {"ended": "NetworkManager dhclient"}, "it is known"
+
+    def test_addresses_that_were_given_for_a_time_go(self, ctx: Context, kernel: RecordingKernel) -> None:
+        kernel.leased = 2
+        assert reset(NetworkPrograms(), ctx)["details"] == {"leased": "2"}
+
+    def test_the_real_kernel(self, needs_root: None) -> None:
+        """In a network namespace of its own. With its first address goes the last of a subnet."""
+        done = run_in_namespace(LEASED)
+        assert done.returncode == 0, done.stderr
+        counts, left = done.stdout.splitlines()
+        assert counts == "4 0"
+        assert left.split() == ["10.1.0.1/24", "127.0.0.1/8", "2001:db8::1/64", "::1/128"]
 
     def test_a_guest_without_any(self, ctx: Context) -> None:
         assert reset(NetworkPrograms(), ctx)["details"] == {}

@@ -2,7 +2,9 @@
 
     removed    rules that name a card by the source's MAC (udev's persistent-net rules, *.link), for they would keep the
                name from the clone's card; lines that give a card the source's MAC, for the clone's card would take it
-    renewed    the uuid of each NetworkManager connection, wherever a connection names it
+    renewed    the uuid of each NetworkManager connection, wherever a connection names it, and where NetworkManager has noted
+               which one a card has: by that it goes on with cards that stay (bridges, bonds), which it would else leave
+               alone, with the source's addresses
     kept       a connection that is meant for the card with the source's MAC alone (mac-address=, HWADDR=, match:). No card
                of the clone has that, so it does nothing; without its MAC it would give the clone's card what may be
                the source's address. `details` names these files
@@ -37,8 +39,10 @@ _GIVES = ("macaddress", "cloned-mac-address", "macaddr", "hwaddress", "hwaddress
 _UUID = re.compile(r"(?mi)^uuid=[\"']?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _CONNECTIONS = (
     ("/etc/NetworkManager/system-connections", ""),
+    ("/run/NetworkManager/system-connections", ""),
     ("/etc/sysconfig/network-scripts", "ifcfg-"),
 )
+_IN_USE = "/run/NetworkManager/devices"  # a file for each card
 
 
 class InterfaceNames(Item):
@@ -66,12 +70,16 @@ class InterfaceNames(Item):
         }
         for name, text, after in found:
             if after is not None and _is_connection(name):
-                for old, new in fresh.items():
-                    after = after.replace(old, new)
+                after = _replace(after, fresh)
             if after is None:
                 ctx.remove(name)
             elif after != text:
                 ctx.rewrite(name, after)
+        for name in ctx.names(_IN_USE) if fresh else ():
+            text = files.find_text(ctx.path(f"{_IN_USE}/{name}")) or ""
+            after = _replace(text, fresh)
+            if after != text:
+                ctx.rewrite(f"{_IN_USE}/{name}", after)
         if any(text != after and _is_for_udev(name) for name, text, after in found):
             # It looks for new rules every three seconds at the most, and the next card comes sooner.
             signal_by_name(ctx.root, ("systemd-udevd",), signal.SIGHUP)
@@ -105,6 +113,12 @@ class InterfaceNames(Item):
 
 def _find_uuids(name: str, text: str) -> list[str]:
     return _UUID.findall(text) if _is_connection(name) else []
+
+
+def _replace(text: str, fresh: dict[str, str]) -> str:
+    for old, new in fresh.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _is_connection(name: str) -> bool:

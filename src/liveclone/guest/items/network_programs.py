@@ -3,6 +3,10 @@
 They have read these once, and the machine-id too (systemd-networkd and NetworkManager derive their DUIDs from it), so files
 that are new do not reach them. They are ended at once, before the clone gets a card; systemd starts those anew that are
 services (Restart=on-failure). A clone has no card yet, so nothing is lost with them.
+
+What they had been given for a time, cards inside the machine (bridges, bonds) would still have: these addresses go, too.
+Whoever starts anew asks for one as the clone; where nobody does (ifupdown's dhclient), the card has none, rather than the
+source's. NOT HANDLED: a stable IPv6 address that is given for ever (link-local, NetworkManager's) on such a card.
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ class NetworkPrograms(Item):
 
     def reset(self, ctx: Context) -> Details:
         ended = signal_by_name(ctx.root, _NAMES, signal.SIGKILL, self._others)
-        return {"ended": " ".join(ended)} if ended else {}
+        leased = ctx.kernel.remove_leased()
+        return {
+            **({"ended": " ".join(ended)} if ended else {}),
+            **({"leased": str(leased)} if leased else {}),
+        }
 
     def warm(self, ctx: Context) -> None:
         self._others = find_others(ctx.root, _NAMES)

@@ -7,6 +7,10 @@ begins with headers and with the golden streams, which are shortened: few bytes 
 What must hold of any input: nothing but a refusal leaves a parser; cut into other pieces the stream gives the same; runs lie
 within their block; what is kept is a stream without pages, and joined with them it is split into the same again; a header
 that is read is written back to the same bytes.
+
+On 23 November 2026: 8.1 million tries in 63 minutes, in two runs at the lowest priority beside other work, led by
+atheris 3.0.0; nothing found. The second run, 5.0 million in 43 minutes, had the joining too, and did not take a refusal of
+our own output for one of the input.
 """
 
 from __future__ import annotations

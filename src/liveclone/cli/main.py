@@ -36,7 +36,9 @@ from .verb import HelpOption
 HELP = """Live snapshots of running virtual machines, and any number of live clones of each.
 
 A snapshot holds memory, devices and disk of a machine at one instant, while it runs on. A clone is a new machine
-that goes on from there, with an identity of its own, verified before it has a network."""
+that goes on from there, with an identity of its own, verified before it has a network.
+
+Before the verb may stand --driver qemu|libvirt (who runs new machines) and --connect URI (which libvirt)."""
 
 # In this order in the help.
 ORDER = (
@@ -55,6 +57,7 @@ ORDER = (
         "version",
     ),
 )
+SETTINGS = {"--driver": "LIVECLONE_DRIVER", "--connect": "LIVECLONE_LIBVIRT_URI"}
 COMPLETION = ("--install-completion", "--show-completion")
 
 
@@ -120,30 +123,34 @@ def _root(
         bool,
         typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_print_version),
     ] = False,
-    driver: Annotated[
-        str,
-        typer.Option("--driver", metavar="qemu|libvirt", help="Who runs new machines.", show_default=False),
-    ] = "",
-    connect: Annotated[
-        str, typer.Option("--connect", metavar="URI", help="Which libvirt, as for virsh.", show_default=False)
-    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; short results.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log everything; tracebacks of errors.")] = False,
     show_help: HelpOption = False,
 ) -> None:
-    if driver:
-        os.environ["LIVECLONE_DRIVER"] = driver  # for the processes that we start, too
-    if connect:
-        os.environ["LIVECLONE_LIBVIRT_URI"] = connect
     context.obj = {"quiet": quiet, "verbose": verbose, "debug": debug}
+
+
+def take_settings(arguments: list[str]) -> list[str]:
+    """Put settings that stand before the verb into the environment, for the processes that we start too.
+
+    typer would import 25 ms of pydantic for each command, to make texts of these texts.
+    """
+    left = list(arguments)
+    while left:
+        option, equals, value = left[0].partition("=")
+        if option not in SETTINGS or not (equals or len(left) > 1):
+            break
+        os.environ[SETTINGS[option]] = value if equals else left[1]
+        del left[: 1 if equals else 2]
+    return left
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     # Until an operation runs there is nothing to undo.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    arguments = sys.argv[1:]
+    arguments = take_settings(sys.argv[1:])
     first = arguments[0] if arguments else "--help"
     wanted = "_LIVECLONE_COMPLETE" in os.environ or first in ("--help", "-h") or first.startswith(COMPLETION)
-    build_app(completion=wanted)(prog_name="liveclone")
+    build_app(completion=wanted)(arguments, prog_name="liveclone")

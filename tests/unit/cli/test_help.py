@@ -124,7 +124,7 @@ def _processor_time(words: tuple[str, ...]) -> float:
 def test_nothing_heavy_is_imported_for_a_help() -> None:
     heavy = ("asyncio", "msgspec", "pydantic", "numpy", "rich", "pyroute2", "qemu", "liveclone.engine")
     program = (
-        "import sys; from liveclone.cli.main import build_app; build_app(completion=False)(['run', '--help'],"
+        "import sys; from liveclone.cli.main import SETTINGS, build_app; build_app(completion=False)(['run', '--help'],"
         " standalone_mode=False); print(sorted(sys.modules))"
     )
     output = subprocess.run(
@@ -183,7 +183,7 @@ def test_the_documentation_has_no_option_that_is_not_there() -> None:
         for command in (*VERBS.values(), build_command())
         for parameter in command.params
         for option in parameter.opts
-    }
+    } | set(SETTINGS)
     assert set(re.findall(r"`(--[a-z-]+)", DOCS.read_text())) <= known
 
 

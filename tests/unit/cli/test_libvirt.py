@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from liveclone.cli.libvirt import HOOKS
+from liveclone.cli.main import SETTINGS, take_settings
 from liveclone.drivers.libvirt import hook_install
 
 from .conftest import Home
@@ -74,3 +76,22 @@ def test_where_libvirt_is_not(home: Home, tmp_path: Path) -> None:
 
 def test_the_default_is_said_twice_and_alike() -> None:
     assert HOOKS == hook_install.HOOKS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left", "settings"),
+    [
+        (["--driver", "libvirt", "list"], ["list"], {"LIVECLONE_DRIVER": "libvirt"}),
+        (["--connect=qemu:///x", "list"], ["list"], {"LIVECLONE_LIBVIRT_URI": "qemu:///x"}),
+        (["list", "--driver", "libvirt"], ["list", "--driver", "libvirt"], {}),
+        (["--driver"], ["--driver"], {}),
+        ([], [], {}),
+    ],
+)
+def test_settings_stand_before_the_verb(
+    arguments: list[str], left: list[str], settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SETTINGS.values():
+        monkeypatch.setenv(name, "")
+    assert take_settings(arguments) == left
+    assert {name: os.environ[name] for name in SETTINGS.values() if os.environ[name]} == settings

@@ -63,6 +63,9 @@ class FakeKernel:
     def forget_tracked(self) -> None:
         pass
 
+    def remove_leased(self) -> int:
+        return 0
+
     def systemctl(self, *words: str) -> tuple[int, str]:
         return (3, "inactive") if words[0] == "is-active" else (0, "")  # this guest has no services
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 from liveclone.drivers.libvirt import registry
-from liveclone.engine import adopt
+from liveclone.engine import adopt, recheck
 from liveclone.engine import settings as engine_settings
 from liveclone.engine.context import open_context
-from liveclone.errors import Refused
+from liveclone.errors import Corrupt, Refused
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind
@@ -153,6 +154,26 @@ def test_a_clone_boots_again_by_libvirts_own_means(story: Story, home: Lab) -> N
     wait_for_agent(domain)
     assert home.shell(clone, "cat /root/note") == "kept"
     home.remove(clone)
+
+
+def test_an_image_that_was_written_starts_no_more_clones(story: Story, home: Lab) -> None:
+    """As a QEMU could that a guest has taken over: libvirt's opens the image for writing."""
+    taken = home.snapshot(home.reload(story.machine), wait_sealed=True)
+    assert taken.hot is not None
+    home.remove(home.clone(taken))
+    assert recheck.check(home.ctx, taken.id)
+    image = Path(taken.hot.path)
+    with image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
+        found = next(at for at in range(0, len(pages), 4096) if pages[at])
+        pages[found] ^= 1
+    (result,) = home.results(taken)  # the stamp tells nothing, and the guest may run with such a byte or not
+    if result.machine is not None:
+        home.remove(result.machine)
+    recheck.check(home.ctx, taken.id)
+    with pytest.raises(Corrupt) as caught:
+        home.clone(taken)
+    assert "was written to after" in caught.value.seen
+    home.remove_snapshot(taken)
 
 
 def test_a_domain_is_adopted_once(story: Story, home: Lab) -> None:

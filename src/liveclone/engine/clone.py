@@ -32,7 +32,7 @@ from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
-from . import capacity, death, disposal, identify, parts, remove, wiring
+from . import capacity, death, disposal, identify, parts, recheck, remove, wiring
 from .clone_plan import Request, Result, choose_names, choose_parameters
 from .context import Context
 
@@ -84,6 +84,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
                 if result.machine is not None:
                     await remove.remove_machine(ctx, result.machine.id, force=True)
             raise
+        recheck.start(ctx, snapshot)
     return results
 
 

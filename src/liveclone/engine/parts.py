@@ -29,6 +29,7 @@ from .context import Context
 
 STATE, MEMORY, DISK = "state", "memory", "disk.qcow2"
 DISKS = "disk"  # how the name of each disk of a snapshot begins
+DAMAGED = "damaged"  # why nothing may start from this snapshot any more (recheck.py)
 _STAMPS = "stamps.json"
 
 
@@ -69,6 +70,8 @@ def check(ctx: Context, snapshot: Snapshot) -> Memory:
         Corrupt: a part is missing, has another size or another content. Nothing was started.
     """
     folder = ctx.layout.snapshot(snapshot.id)
+    if (folder / DAMAGED).exists():
+        raise _corrupt(snapshot, folder / snapshot.memory.file, (folder / DAMAGED).read_text())
     state = folder / snapshot.device_state.file
     _check_size(snapshot, state, snapshot.device_state)
     if digest(state) != snapshot.device_state.digest:

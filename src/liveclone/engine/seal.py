@@ -22,7 +22,7 @@ from ..host import files, locks, process
 from ..model.machine import ProcessRef
 from ..model.snapshot import Part, Snapshot, SnapshotState
 from ..store.layout import MANIFEST
-from . import parts
+from . import parts, recheck
 from .context import Context, open_context
 from .settings import read as read_settings
 
@@ -146,6 +146,8 @@ def seal(ctx: Context, snapshot_id: str) -> Snapshot:
                 return snapshot
             parts.remember_stamp(folder, memory)
             ctx.snapshots.save(sealed)
+        if (folder / recheck.WANTED).exists():
+            recheck.start(ctx, sealed)
         trace.at("seal.done")
         return sealed
 

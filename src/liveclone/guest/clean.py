@@ -38,11 +38,13 @@ _LAST_STEP = 4096
 _MOST_FILLED = 8 * 1024 * 1024 * 1024  # of one file system; a larger one is only trimmed, and that is said
 
 _MEMORY_STEP = 512 * 1024
+_LAST_MEMORY_STEP = 64 * 1024
 _LEFT_BYTES = 512 * 1024  # of free memory, besides what the kernel keeps for itself
+_ROUNDS = 2  # what is left over is in other places after each
 _POPULATE = 0x8000  # MAP_POPULATE, linux/mman.h; in Python 3.10 and later
 _VM = "/proc/sys/vm"
 # What the kernel keeps for itself meanwhile: the less, the less there is that is not cleaned.
-_KEPT = {f"{_VM}/min_free_kbytes": 1024, f"{_VM}/watermark_scale_factor": 1}
+_KEPT = {f"{_VM}/min_free_kbytes": 256, f"{_VM}/watermark_scale_factor": 1}
 
 
 def clean_disks(go_on: GoOn) -> list[dict[str, Any]]:
@@ -115,17 +117,27 @@ def _trim(place: str) -> int:
 
 def fill_memory(go_on: GoOn) -> int:
     """Drop caches, then take all free memory for a moment; return how many bytes."""
+    most = 0
+    with lowered(_KEPT):
+        for _ in range(_ROUNDS):
+            _write("drop_caches", "3")
+            _write("compact_memory", "1")
+            most = max(most, _take_all(go_on))
+    return most
+
+
+def _take_all(go_on: GoOn) -> int:
     taken: list[mmap.mmap] = []
-    _write("drop_caches", "3")
-    _write("compact_memory", "1")
+    step = _MEMORY_STEP
     try:
-        with lowered(_KEPT):
-            for _ in range(_free_bytes() // _MEMORY_STEP):
-                go_on()
-                if _free_bytes() < _LEFT_BYTES + _MEMORY_STEP:
-                    break
-                taken.append(mmap.mmap(-1, _MEMORY_STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
-        return len(taken) * _MEMORY_STEP
+        for _ in range(_free_bytes() // _LAST_MEMORY_STEP):
+            go_on()
+            while step > _LAST_MEMORY_STEP and _free_bytes() < _LEFT_BYTES + step:
+                step //= 2
+            if _free_bytes() < _LEFT_BYTES + step:
+                break
+            taken.append(mmap.mmap(-1, step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
+        return sum(map(len, taken))
     finally:
         for piece in taken:
             piece.close()

@@ -15,7 +15,7 @@ import pytest
 import liveclone
 from liveclone import errors
 from liveclone.cli import exits
-from liveclone.cli.main import ORDER
+from liveclone.cli.main import ORDER, SETTINGS
 
 from .conftest import COMMAND, SOURCE, build_command, invoke
 
@@ -124,7 +124,7 @@ def _processor_time(words: tuple[str, ...]) -> float:
 def test_nothing_heavy_is_imported_for_a_help() -> None:
     heavy = ("asyncio", "msgspec", "pydantic", "numpy", "rich", "pyroute2", "qemu", "liveclone.engine")
     program = (
-        "import sys; from liveclone.cli.main import SETTINGS, build_app; build_app(completion=False)(['run', '--help'],"
+        "import sys; from liveclone.cli.main import build_app; build_app(completion=False)(['run', '--help'],"
         " standalone_mode=False); print(sorted(sys.modules))"
     )
     output = subprocess.run(

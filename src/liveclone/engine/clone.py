@@ -206,7 +206,7 @@ class _Clone:
             # What signing needs is loaded while we wait for the guest.
             loading = asyncio.ensure_future(asyncio.to_thread(ctx.host_key.load))
             reported = await identify.become(
-                agent, machine, self.key, self.snapshot.id, self.result.parameters
+                agent, machine, self.key, self.snapshot.id, self.result.parameters, self.request.count - 1
             )
             await loading
             self.mark("identify")

@@ -22,6 +22,7 @@ SEED_BYTES = 64  # 512 bits, twice what the kernel's generator holds
 # Six items take 0.2-0.3 s under emulation; hooks of applications come on top.
 IDENTIFY_DEADLINE_S = 30.0
 PREPARE_DEADLINE_S = 20.0
+REST_PER_CLONE_S, LONGEST_REST_S = 1.0, 60.0  # before a guest that came up with others makes its RSA key
 BOOT_DEADLINE_S = (
     180.0  # power-on to agent takes 11-13 s under emulation, several times that on a loaded host
 )
@@ -51,9 +52,17 @@ async def look(agent: Agent, key: bytes) -> tuple[ItemReport, ...]:
 
 
 async def become(
-    agent: Agent, machine: Machine, key: bytes, snapshot_id: str, given: Parameters = NONE
+    agent: Agent,
+    machine: Machine,
+    key: bytes,
+    snapshot_id: str,
+    given: Parameters = NONE,
+    siblings: int = 0,
 ) -> Evidence:
     """Make the guest a machine of its own, and return what it reports (not judged yet).
+
+    What takes seconds of processor time, and is not needed at once, waits until its siblings, which come up beside it or
+    after it, have had the processors: `siblings` of them.
 
     An application that could not become another machine's speaks against it.
     """
@@ -66,6 +75,7 @@ async def become(
         hostname=given.hostname or machine.name,
         ssh_keys=given.ssh_keys,
         user_data=given.user_data,
+        rest_s=min(siblings * REST_PER_CLONE_S, LONGEST_REST_S),
     )
     changed: Evidence = evidence.replace(findings=failed)
     return changed

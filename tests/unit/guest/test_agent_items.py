@@ -575,6 +575,24 @@ class TestSshHostKeys:
         assert stat.S_IMODE((root / "etc/ssh/ssh_host_rsa_key").stat().st_mode) == 0o600
         assert (root / "etc/ssh/ssh_host_rsa_key.pub").read_text().split()[2] == "root@clone-1"
 
+    def test_an_rsa_key_waits_for_clones_beside_it_and_not_for_the_next_reset(
+        self, ctx: Make, root: Path
+    ) -> None:
+        make_keys(root, "rsa")
+        item, first = SshHostKeys(), ctx(rest_s=60)
+        item.reset(first)
+        before = set(threading.enumerate())
+        first.later[0]()  # returns at once
+        (resting,) = set(threading.enumerate()) - before
+        assert resting.is_alive()
+        second = ctx(hostname="clone-2")
+        item.reset(second)
+        resting.join(5)
+        assert not resting.is_alive()
+        assert not (root / "etc/ssh/ssh_host_rsa_key").exists()
+        second.later[0]()
+        assert (root / "etc/ssh/ssh_host_rsa_key.pub").read_text().split()[2] == "root@clone-2"
+
     def test_an_rsa_key_in_the_making_is_not_shared_with_a_clone(
         self, ctx: Make, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

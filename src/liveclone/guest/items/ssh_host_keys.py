@@ -3,7 +3,7 @@
     at once      the old private keys are removed (all types); new ed25519 and ecdsa keys, of the types there were,
                  take their place; sshd is told (SIGHUP: it runs itself anew)
     later, when  a new RSA key, if there was one: it takes seconds of processor time, so ssh-keygen makes it at the
-    all is done  lowest priority; then sshd is told again
+    all is done  lowest priority, after `rest_s` where the host has other clones to bring up; then sshd is told again
 
 Removing comes first: if the making fails, the guest has no host key rather than a shared one, and the host
 refuses the clone. sshd's new start costs more than all items together and would compete with the plugging of the
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from .. import files, priority, process, scrubbed, sshkey
 from ..context import Context
@@ -44,6 +45,7 @@ class SshHostKeys(Item):
     def __init__(self) -> None:
         self._rsa: process.Child | None = None  # ssh-keygen at work on a new RSA key
         self._rsa_due = False  # there was an RSA key, and its successor is not there yet
+        self._again = threading.Event()  # set by the next reset
         self._turn = 0  # counts resets; what an earlier one left to do gives up
 
     def observe(self, ctx: Context) -> Observed:
@@ -61,6 +63,8 @@ class SshHostKeys(Item):
 
     def reset(self, ctx: Context) -> Details:
         self._turn += 1
+        self._again.set()
+        self._again = threading.Event()
         if self._rsa is not None:
             self._rsa.kill()
         old = dict(_find_keys(ctx))
@@ -86,13 +90,28 @@ class SshHostKeys(Item):
         if "rsa" in kinds or self._rsa_due:
             self._rsa_due = True
             turn = self._turn
-            ctx.later.append(lambda: self._make_rsa(ctx, comment, turn))
+            rest_s = float(ctx.request.args.get("rest_s") or 0)
+            ctx.later.append(lambda: self._make_rsa_later(ctx, comment, turn, rest_s))
             return {"rsa": "a new key is being made"}
         return {}
 
     def warm(self, ctx: Context) -> None:
         if _find_keys(ctx) or scrubbed.load(ctx.root)["keys"]:
             sshkey.warm()
+
+    def _make_rsa_later(self, ctx: Context, comment: str, turn: int, rest_s: float) -> None:
+        """Make it at once, or on a thread of its own when the clones that come up beside this one have had the processors."""
+        again = self._again
+
+        def work() -> None:
+            again.wait(rest_s)
+            if turn == self._turn:
+                self._make_rsa(ctx, comment, turn)
+
+        if rest_s:
+            threading.Thread(target=work, daemon=True).start()
+        else:
+            work()
 
     def _make_rsa(self, ctx: Context, comment: str, turn: int) -> None:
         making = ctx.path(f"{_MAKING}-{turn}")

@@ -100,7 +100,7 @@ class SshHostKeys(Item):
             sshkey.warm()
 
     def _make_rsa_later(self, ctx: Context, comment: str, turn: int, rest_s: float) -> None:
-        """Make it at once, or on a thread of its own when the clones that come up beside this one have had the processors."""
+        """Make it at once, or on a thread of its own when the clones beside this one have had the processors."""
         again = self._again
 
         def work() -> None:

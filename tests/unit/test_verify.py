@@ -189,6 +189,22 @@ def test_guest_and_hypervisor_must_see_the_macs_that_were_given(
     assert [(finding.item, finding.reason) for finding in found] == [("network", r) for r in reasons]
 
 
+@pytest.mark.parametrize(
+    ("addresses", "source", "found"),
+    [
+        (["10.0.0.7/24"], ["10.0.0.6/24"], []),
+        (["10.0.0.6/24"], ["10.0.0.6/16"], ["10.0.0.6/24"]),
+        ([], ["10.0.0.6/24"], []),
+        (["10.0.0.7/24", "10.1.0.6/24"], ["10.1.0.6/24"], ["10.1.0.6/24"]),
+    ],
+)
+def test_a_clone_that_has_given_itself_its_sources_address_is_found(
+    addresses: list[str], source: list[str], found: list[str]
+) -> None:
+    reasons = [finding.reason for finding in verify.judge_addresses(addresses, source)]
+    assert reasons == [f"the guest gave itself its source's address, {address}" for address in found]
+
+
 def whole(machine: str, after: str) -> Evidence:
     """Return evidence in which nothing is missing and only machine_id may be wrong."""
     others = [

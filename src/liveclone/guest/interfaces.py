@@ -22,7 +22,7 @@ def list_interfaces(root: str, request: Request) -> dict[str, Any]:
     """Return each card with its IPv4 addresses, the gateway behind it, and the name servers that resolv.conf names."""
     with request.step("listing interfaces"), Route() as route:
         links, addresses = route.links(), route.addresses()
-    gateways = find_gateways(files.find_text("/proc/net/route") or "")
+    gateways = find_gateways(files.find_text("/proc/thread-self/net/route") or "")
     found = []
     for link in links:
         if link.mac and not link.loopback:

@@ -17,6 +17,7 @@ import pytest
 
 from liveclone.guest import netlink
 from liveclone.guest.errors import CallError
+from liveclone.guest.interfaces import list_interfaces
 from liveclone.guest.kernel import Kernel
 from liveclone.guest.network import Network
 from liveclone.guest.request import Request
@@ -97,6 +98,56 @@ def test_the_kernel_shows_its_cards(root: Path) -> None:
         return [card for card in Kernel().interfaces() if card[0] == "eth0"]
 
     assert in_namespace(act) == [("eth0", MAC, ["10.213.0.7/16"])]
+
+
+def test_a_card_whose_address_the_guest_finds_itself_is_switched_on_and_waited_for(root: Path) -> None:
+    def act() -> tuple[dict[str, Any], str]:
+        plug()
+        finding = threading.Timer(0.2, lambda: ip("address", "add", "10.0.0.9/24", "dev", "eth0"))
+        finding.start()
+        request = Request(
+            "x",
+            "network",
+            {"nics": [nic(address="", gateway="")], "address_wait_s": 5, "forget": True},
+            10,
+            lambda reply: None,
+        )
+        told = Network(str(root), threading.Event()).configure(request)
+        for task in request.later:
+            task()
+        finding.join()
+        return told, ip("-br", "link", "show", "eth0")
+
+    told, link = in_namespace(act)
+    assert told == {"interfaces": [{"name": "eth0", "mac": MAC, "addresses": ["10.0.0.9/24"]}]}
+    assert "UP" in link
+    assert not (root / "var/lib/liveclone/network.json").exists()
+
+
+def test_a_card_that_finds_no_address_is_no_error(root: Path) -> None:
+    def act() -> dict[str, Any]:
+        plug()
+        return configure(root, nic(address="", gateway=""))
+
+    assert in_namespace(act)["interfaces"][0]["addresses"] == []
+
+
+def test_what_addresses_there_are_is_told(root: Path) -> None:
+    def act() -> dict[str, Any]:
+        plug()
+        ip("address", "add", "10.0.0.9/24", "dev", "eth0")
+        ip("link", "set", "eth0", "up")
+        ip("route", "add", "default", "via", "10.0.0.1")
+        return list_interfaces(str(root), Request("x", "interfaces", {}, 10, lambda reply: None))
+
+    told = {one["name"]: one for one in in_namespace(act)["interfaces"]}
+    assert told["eth0"] == {
+        "name": "eth0",
+        "mac": MAC,
+        "addresses": ["10.0.0.9/24"],
+        "gateway": "10.0.0.1",
+    }
+    assert told["eth0-far"]["addresses"] == [] and "lo" not in told
 
 
 def test_a_card_that_comes_later_is_waited_for(root: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import Unsupported
+from ..errors import TimedOut, Unsupported
 from ..model.disk import Disk
 from ..model.machine import Acceleration, Boot, Hardware, Machine, MachineState, Memory, ProcessRef
 from ..model.network import Nic, Port
@@ -273,6 +273,17 @@ class Driver(Protocol):
 
         A process that is left ends. What the machine had before it was adopted stays. Twice does no harm.
         """
+
+
+def still_running(name: str, deadline_s: float) -> TimedOut:
+    return TimedOut(
+        f"{name} did not shut down within {deadline_s:g} s",
+        code="still-running",
+        tried="pressing the power button",
+        on=name,
+        source_state="running",
+        next_step=f"liveclone stop --force {name}",
+    )
 
 
 def cannot_adopt(driver: str, name: str) -> Unsupported:

@@ -10,12 +10,12 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound
 from ...formats import domain_xml
 from ...host import process
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
-from ..base import Captured, CapturePlan
+from ..base import Captured, CapturePlan, still_running
 from . import nics, ports, registry
 from .link import Link
 from .registry import DomainRef
@@ -159,14 +159,7 @@ class Connection(ABC):
                 libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
             )
         if not await process.wait(self.process, deadline_s):
-            raise TimedOut(
-                f"{self.name} did not shut down within {deadline_s:g} s",
-                code="still-running",
-                tried="pressing the power button",
-                on=self.name,
-                source_state="running",
-                next_step=f"liveclone stop --force {self.name}",
-            )
+            raise still_running(self.name, deadline_s)
 
     async def kill(self) -> None:
         with contextlib.suppress(LivecloneError, libvirt.libvirtError):

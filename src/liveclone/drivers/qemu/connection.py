@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut, Unsupported
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, Unsupported
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
-from ..base import Captured, CapturePlan
+from ..base import Captured, CapturePlan, still_running
 from . import argv, launch
 from .session import Session
 
@@ -156,14 +156,7 @@ class Connection(ABC):
                 raise
             return
         if not await process.wait(self.process, deadline_s):
-            raise TimedOut(
-                f"{self.name} did not shut down within {deadline_s:g} s",
-                code="still-running",
-                tried="pressing the power button",
-                on=self.name,
-                source_state="running",
-                next_step=f"liveclone stop --force {self.name}",
-            )
+            raise still_running(self.name, deadline_s)
 
     async def kill(self) -> None:
         await process.end(self.process)

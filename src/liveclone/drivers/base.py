@@ -123,9 +123,10 @@ class CapturePlan:
     deadline_s: float = 60.0
     note: Callable[..., None] = field(default=lambda step, **facts: None)
     before_pause: Callable[[], Awaitable[None]] = field(default=_nothing)  # the engine unplugs the NICs here
-    disks: tuple[
-        DiskCapture, ...
-    ] = ()  # of a machine whose disks are not ours; then those above are not used
+    # Of a machine whose disks are not ours; then those above are not used.
+    disks: tuple[DiskCapture, ...] = ()
+    # Told how far it is, by any thread: (what, fraction).
+    tell: Callable[[str, float | None], None] = field(default=lambda what, fraction: None)
 
     @property
     def present_memory(self) -> Memory:

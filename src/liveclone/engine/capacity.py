@@ -53,6 +53,25 @@ def check_capture(ctx: Context, machine: Machine) -> None:
     check_hot(ctx, ram_bytes + holes, f"the memory image of {machine.name}")
 
 
+def check_copies(ctx: Context, machine: Machine) -> None:
+    """Raise Refused unless copies of the machine's disks fit beside our snapshots."""
+    needed = 0
+    for disk in machine.disks:
+        with contextlib.suppress(OSError):  # the capture says what is wrong with it
+            needed += os.stat(disk.path).st_blocks * 512
+    free = host.file_system(ctx.layout.snapshots).free_bytes
+    if free < needed:
+        raise Refused(
+            f"there is no room for a copy of the disks of {machine.name}",
+            code="no-room",
+            tried="checking the room for a snapshot",
+            on=str(ctx.layout.snapshots),
+            seen=f"{render_size(needed)} needed, {render_size(free)} free",
+            source_state="running, not touched",
+            next_step="remove snapshots, or set LIVECLONE_HOME to a larger file system",
+        )
+
+
 def check_hot(ctx: Context, needed: int, what: str) -> None:
     """Raise Refused unless a file of `needed` bytes fits into the hot folder.
 

@@ -192,6 +192,7 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         note=note,
         before_pause=unplug,
         disks=work.disks,
+        tell=ctx.progress,
     )
     captured = await handle.capture(plan)
     # The source may be another process now. No await may come before this one: a ctrl-C that was put off comes with it.

@@ -125,6 +125,8 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         )
     if method is not CaptureMethod.HANDOVER:
         capacity.check_capture(ctx, machine)
+    if machine.adopted:
+        capacity.check_copies(ctx, machine)
     name = request.name or _free_name(ctx, machine)
     check_name(name, "snapshot name")
     taken = [other for other in ctx.snapshots.list() if other.name == name]

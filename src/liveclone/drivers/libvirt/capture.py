@@ -81,7 +81,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
 
         await _finish(asyncio.to_thread(split.split, save, plan.memory, plan.device_state, describe))
         for one in plan.disks:
-            await _finish(asyncio.to_thread(disk.copy, one.present, one.format, one.frozen))
+            await _finish(asyncio.to_thread(disk.copy, one, plan.tell))
         if not plan.disks:
             off.pop_all()  # the end: nothing that can fail or be cancelled comes after it
     return Captured(

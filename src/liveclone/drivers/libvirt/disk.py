@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -10,6 +11,7 @@ import libvirt
 from ...errors import HypervisorError, StoreError
 from ...formats import domain_xml, qcow2
 from ...host import files
+from ..base import DiskCapture
 from .connection import Connection
 from .link import Event
 
@@ -39,14 +41,15 @@ async def take_off(connection: Connection, layer: Path) -> None:
     layer.unlink(missing_ok=True)
 
 
-def copy(source: Path, form: str, target: Path) -> None:
+def copy(disk: DiskCapture, tell: Callable[[str, float | None], None]) -> None:
     """Copy a disk that nobody writes just now; what it stands on is named from the root on, so it may lie anywhere.
 
     Raises:
         StoreError: no room; no target is left. Corrupt: its header cannot be read.
     """
-    files.copy_sparse(source, target)
-    if form != "qcow2":
+    source, target = disk.present, disk.frozen
+    files.copy_sparse(source, target, lambda fraction: tell(f"copying {disk.target}", fraction))
+    if disk.format != "qcow2":
         return
     with source.open("rb") as file:
         header = qcow2.parse_header(file.read(qcow2.HEADER_BYTES))

@@ -13,17 +13,17 @@ from xml.etree import ElementTree
 import pytest
 
 from liveclone.drivers.libvirt import registry
-from liveclone.engine import adopt, recheck
+from liveclone.engine import adopt, recheck, run
 from liveclone.engine import settings as engine_settings
 from liveclone.engine.context import open_context
-from liveclone.errors import Corrupt, Refused
+from liveclone.errors import Corrupt, Refused, Unsupported
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind
 from liveclone.model.snapshot import Snapshot
 from tests.libvirt_domains import Shape, make_domain, wait_for_agent
 from tests.libvirtd import Libvirtd
-from tests.machines import Lab
+from tests.machines import LIGHT_RAM, Lab
 
 ADDRESS = "10.9.8.7/24"
 
@@ -181,3 +181,24 @@ def test_a_domain_is_adopted_once(story: Story, home: Lab) -> None:
         home.wait(adopt.adopt(home.ctx, "shop", "again"))
     assert caught.value.code == "already-adopted"
     assert json.dumps(caught.value.fields())
+
+
+def test_machines_of_our_own_are_domains_too(home: Lab, libvirt_connection: Any) -> None:
+    """Run, captured, cloned; the clone stopped, started and captured itself."""
+    request = run.Request(image="light", name="own", ram_bytes=LIGHT_RAM, network=NetworkKind.NONE)
+    own = home.wait(run.run(home.ctx, request))
+    home.shell(own, "echo own > /root/note; sync")
+    clone = home.clone(home.snapshot(own, "first"))
+    assert home.shell(clone, "cat /root/note") == "own"
+    home.shell(clone, "echo clone > /root/note; sync")
+    home.wait(run.stop(home.ctx, clone.id, force=True))
+    clone = home.wait(run.start(home.ctx, clone.id))
+    assert home.shell(clone, "cat /root/note") == "clone"
+    again = home.clone(home.snapshot(clone, "second"))
+    assert home.shell(again, "cat /root/note") == "clone"
+    assert len({home.shell(one, "cat /etc/machine-id") for one in (own, clone, again)}) == 3
+    home.remove(own, clone, again)
+    names = {domain.name() for domain in libvirt_connection.listAllDomains()}
+    assert not names & {"own", clone.name, again.name}
+    with pytest.raises(Unsupported):
+        home.wait(run.run(home.ctx, replace(request, network=NetworkKind.USER)))

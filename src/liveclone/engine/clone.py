@@ -50,6 +50,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
     began = time.monotonic()
     found = ctx.snapshots.find(request.snapshot)
     async with ctx.hold_snapshot(found.id, f"cloning {found.name}", shared=True) as snapshot:
+        wiring.check_kind(ctx.driver_for(snapshot.driver), request.network or snapshot.network)
         names, parameters = choose_names(ctx, snapshot, request), choose_parameters(request)
         memory = await asyncio.to_thread(parts.check, ctx, snapshot)
         trace.at("clone.checked")

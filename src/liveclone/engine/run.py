@@ -168,6 +168,7 @@ def _check(ctx: Context, request: Request) -> None:
 
 def _make_manifest(ctx: Context, request: Request, image: Image, machine_id: str) -> Machine:
     network = request.network or ctx.settings.network
+    wiring.check_kind(ctx.driver, network)
     name = request.name or _free_name(ctx, image.name)
     check_name(name, "machine name")
     for other in ctx.machines.list():

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..drivers.base import Handle
-from ..errors import LivecloneError, Refused
+from ..drivers.base import Driver, Handle
+from ..errors import LivecloneError, Refused, Unsupported
 from ..host import links, ports, process
 from ..model.identity import Cards
 from ..model.machine import Machine
@@ -25,6 +25,20 @@ NIC_ID = "nic0"
 UNPLUG_DEADLINE_S = 10.0
 CONFIGURE_DEADLINE_S = 15.0
 ADDRESS_WAIT_S = 5.0  # for a guest that asks by DHCP
+
+
+def check_kind(driver: Driver, kind: NetworkKind) -> None:
+    """Raise Unsupported for a network that this driver's machines cannot have."""
+    if kind is NetworkKind.NONE or (kind is NetworkKind.LIBVIRT) == driver.shared:
+        return
+    raise Unsupported(
+        f"a machine of the {driver.name} driver cannot have the network {kind.value}",
+        code="no-such-network",
+        tried="choosing a network",
+        on=kind.value,
+        source_state="not touched",
+        next_step="--network libvirt or none" if driver.shared else "--network bridge, user or none",
+    )
 
 
 def plan_nics(

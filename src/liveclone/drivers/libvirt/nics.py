@@ -1,7 +1,8 @@
 """The NICs of a domain, in libvirt's words.
 
 A NIC that was unplugged for a moment comes back as it was: same MAC, same PCI address, same network, from what `unplug`
-kept. A clone's NIC is the source's with another MAC. Any other is a virtio card on QEMU's own user network.
+kept. A clone's NIC is the source's with another MAC. Any other is a virtio card on libvirt's `default`
+network, or on QEMU's own.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ def render(folder: Path, nic: Nic, ports: tuple[Port, ...], tap_fd: int | None) 
         return kept
     if kept:
         return domain_new.with_alias(domain_nics.nic_for_clone(kept, nic.mac), ALIAS + nic.id)
+    if nic.kind is NetworkKind.LIBVIRT:
+        where = "type='network'><source network='default'/>"
+    else:
+        where = "type='user'>"
     return (
-        f"<interface type='user'><mac address={quoteattr(nic.mac)}/><model type='virtio'/>"
+        f"<interface {where}<mac address={quoteattr(nic.mac)}/><model type='virtio'/>"
         f"<alias name={quoteattr(ALIAS + nic.id)}/></interface>"
     )
 

@@ -148,6 +148,7 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         trace.at("snapshot.prepared")
         undo.push_async_callback(_undo_prepare, work, handle)
         work.machine = machine = await wiring.learn(machine, agent)
+        ctx.machines.save(machine)  # whoever settles this gives them back
         if work.scrub is not None:
             journal.note("scrub")
             work.taken = await scrub.take_out(ctx, machine, handle, agent, work.scrub.paths, work.scrub.units)

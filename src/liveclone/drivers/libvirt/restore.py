@@ -21,11 +21,11 @@ from pathlib import Path
 import libvirt
 
 from ... import trace
-from ...errors import Conflict, HypervisorError, NotFound
+from ...errors import Conflict, HypervisorError, NotFound, StoreError
 from ...formats import domain_rewrite, domain_xml, libvirt_save
-from ...host import files
+from ...host import files, process
 from ..base import RestorePlan
-from . import constant, nics, registry, split
+from . import constant, nics, registry, split, tickets
 from .link import Link
 from .registry import DomainRef
 
@@ -116,7 +116,9 @@ async def check_name_is_free(link: Link, name: str) -> None:
 
 
 async def forget(link: Link, ref: DomainRef) -> None:
-    """End a domain and take its definition away; one that is not there is no error."""
+    """End a domain and take its definition and its ticket away; one that is not there is no error."""
+    with contextlib.suppress(StoreError):
+        tickets.withdraw(tickets.FOLDER, ref.uuid)
     with contextlib.suppress(NotFound):
         domain = await registry.find(link, ref)
         with contextlib.suppress(libvirt.libvirtError):
@@ -129,6 +131,9 @@ async def forget(link: Link, ref: DomainRef) -> None:
         )
         with contextlib.suppress(libvirt.libvirtError):  # one that was never defined is gone with its process
             domain.undefineFlags(flags)
+    left = registry.find_process(ref.uuid)
+    if left is not None:  # libvirt does not know of it: it died when it had just started it
+        await process.end(left)
 
 
 def _specify(plan: RestorePlan, xml: str, ref: DomainRef, console_log: Path) -> domain_rewrite.CloneSpec:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from liveclone.engine import wiring
 from liveclone.host import process
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine, MemorySource
@@ -82,13 +83,15 @@ def sources(lab: Lab) -> Sources:
 def _shop(
     libvirtd: Libvirtd, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
-    from tests.fault.domains import Shop
+    from tests.fault.domains import ADDRESS_WAIT_S, Shop
 
     folder = tmp_path_factory.mktemp("shop")
     hot = Path(os.environ["LIVECLONE_HOT"]).with_name("shop")
-    shop = Shop(folder / "home", hot, folder / "disks", libvirtd, images["light"])
-    yield shop
-    shop.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "ADDRESS_WAIT_S", ADDRESS_WAIT_S)
+        shop = Shop(folder / "home", hot, folder / "disks", libvirtd, images["light"])
+        yield shop
+        shop.close()
 
 
 @pytest.fixture

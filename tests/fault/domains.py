@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import libvirt
+
 from liveclone.drivers.libvirt import registry, tickets
 from liveclone.engine import adopt, remove
 from liveclone.engine.context import open_context
+from liveclone.errors import LivecloneError
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind
@@ -26,6 +29,7 @@ from tests.libvirtd import Libvirtd
 from tests.machines import Lab, is_alive
 
 NAME, ADDRESS = "shop", "10.9.8.7/24"
+ADDRESS_WAIT_S = 0.2  # nobody gives a clone's card one
 RUNNING, INACTIVE = 1, 2  # virDomainState; VIR_DOMAIN_XML_INACTIVE
 
 
@@ -42,8 +46,7 @@ class Shop:
         disks.mkdir()
         self._save, self._disk_then = disks.with_name("then.save"), disks.with_name("then.qcow2")
         self.kept: set[str] = set()  # snapshots that several tests use
-        self.connection: Any = None
-        self.connect()
+        self.connection: Any = libvirt.open(libvirtd.uri)
         shape = Shape(genid=True, ram_mib=192)
         make_domain(self.connection, image, disks, shape, NAME)
         wait_for_agent(self.domain)
@@ -58,11 +61,8 @@ class Shop:
 
     def connect(self) -> None:
         """Connect to libvirtd, which may be another one than before."""
-        import libvirt
-
-        if self.connection is not None:
-            with suppress(libvirt.libvirtError):
-                self.connection.close()
+        with suppress(libvirt.libvirtError):
+            self.connection.close()
         self.connection = libvirt.open(self.libvirtd.uri)
 
     @property
@@ -76,8 +76,6 @@ class Shop:
 
     def revive(self) -> None:
         """Bring the domain back as it was at first, whatever it has come to."""
-        import libvirt
-
         with suppress(libvirt.libvirtError):
             self.domain.destroy()
         self.connection.defineXML(self.definition)
@@ -115,6 +113,14 @@ class Shop:
         assert {key: now[key] for key in now if now[key] != self.before[key]} == {}
         assert self.before["state"] == RUNNING
         assert ADDRESS in self.before["addresses"]
+
+    def fails_to_snapshot(self) -> LivecloneError:
+        """Ask for a snapshot, and return why there is none."""
+        try:
+            taken = self.lab.snapshot(self.machine)
+        except LivecloneError as error:
+            return error
+        raise AssertionError(f"{taken.name} was taken")
 
     def find_left(self) -> list[str]:
         """Return what is there besides the domain and the snapshots that are listed."""
@@ -176,6 +182,8 @@ def find_tickets(hot: Path) -> Iterator[Path]:
 def no_libvirtd(shop: Shop) -> Iterator[None]:
     """Kill libvirtd; on the way out there is a new one, which finds what the old one has left."""
     shop.libvirtd.kill()
-    yield
-    shop.libvirtd.restart()
-    shop.connect()
+    try:
+        yield
+    finally:
+        shop.libvirtd.restart()
+        shop.connect()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import pytest
 
 from liveclone.model.snapshot import Snapshot
-from tests.fault.domains import Shop
+from tests.fault.domains import ADDRESS_WAIT_S, Shop
 from tests.machines import Operation, find_points
 
 SNAPSHOT = [*find_points("snapshot"), *find_points("stream")]
+SOON = {"wiring.ADDRESS_WAIT_S": ADDRESS_WAIT_S}
 CLONE = find_points("clone")
 
 
@@ -26,7 +27,8 @@ def test_a_snapshot(shop: Shop, point: str) -> None:
 
 @pytest.mark.parametrize("point", CLONE)
 def test_a_clone(shop: Shop, taken: Snapshot, point: str) -> None:
-    with Operation(shop.lab, "clone", kill_at=point, snapshot=taken.id, names=["doomed"]) as operation:
+    wanted = {"snapshot": taken.id, "names": ["doomed"]}
+    with Operation(shop.lab, "clone", kill_at=point, deadlines=SOON, **wanted) as operation:
         assert operation.result() == {"killed": True}
     made = [machine for machine in shop.lab.ctx.machines.list() if machine.name == "doomed"]
     shop.lab.repair()

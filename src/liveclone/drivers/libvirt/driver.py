@@ -135,6 +135,10 @@ class LibvirtDriver:
         finally:
             await link.close()
 
+    def why_full(self, folder: Path) -> str:
+        ref = registry.read(folder)
+        return ref.why_full if ref is not None else ""
+
     async def forget(self, folder: Path) -> None:
         ref = registry.read(folder)
         if ref is None or ref.adopted:

@@ -39,7 +39,8 @@ async def recover(connection: Connection, machine: Machine, facts: dict[str, Any
         except Interrupted:
             raise
         except LivecloneError:
-            left = left or layer.exists()
+            on_it = bool(disk.find_target(await connection.read(), layer))
+            left = left or on_it or disk.holds(connection.process, layer)
     memory = machine.memory or Memory(path="", source=MemorySource.ANONYMOUS)
     return Recovered(connection.process, memory, left)
 

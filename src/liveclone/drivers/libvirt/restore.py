@@ -30,6 +30,8 @@ from .link import Link
 from .registry import DomainRef
 
 DISK = "vda"
+# What the guest's devices have in its RAM is not there then either, so that most such starts fail by themselves.
+_NOT_RUN = "libvirt did not run the hook: reload libvirtd"
 
 
 async def restore(link: Link, plan: RestorePlan, console_log: Path) -> tuple[DomainRef, libvirt.virDomain]:
@@ -77,12 +79,12 @@ async def _restore_constant(
             await _load(link, plan, changed, header, whole=False)
         except HypervisorError as error:
             found = outcome()
-            return (found.reason if found else "") or error.seen
+            return (found.reason if found else _NOT_RUN) or error.seen
         found = outcome()
         if found is not None and found.done:
             return ""
         await forget(link, ref)  # it stands still, and its RAM is zeros
-        return found.reason if found else "libvirt did not run the hook: reload libvirtd"
+        return found.reason if found else _NOT_RUN
 
 
 async def _load(

@@ -106,6 +106,8 @@ def shop(_shop: Shop) -> Iterator[Shop]:
 @pytest.fixture(scope="module")
 def taken(_shop: Shop) -> Iterator[Snapshot]:
     """A snapshot of it that is used again and again."""
+    if not _shop.is_as_before():
+        _shop.revive()
     taken = _shop.lab.snapshot(_shop.machine)
     _shop.kept.add(taken.id)
     yield taken

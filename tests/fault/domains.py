@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
+import pytest
 
+from liveclone import trace
 from liveclone.drivers.libvirt import registry, tickets
 from liveclone.engine import adopt, remove
 from liveclone.engine.context import open_context
@@ -160,13 +162,17 @@ class Shop:
 
     def is_as_before(self) -> bool:
         """Tell whether the domain runs in the process it had."""
-        return bool(self.domain.isActive()) and is_alive(self.before["pid"].pid)
+        try:
+            runs = self.domain.state()[0] == RUNNING and is_alive(self.before["pid"].pid)
+            return runs and bool(self.domain.XMLDesc(INACTIVE) == self.before["definition"])
+        except libvirt.libvirtError:
+            return False
 
     def close(self) -> None:
         self.lab.wait(remove.remove_machine(self.lab.ctx, self.machine.id, force=True))
-        assert self.domain.isActive()
         self.lab.close()
-        self.domain.destroy()
+        with suppress(libvirt.libvirtError):
+            self.domain.destroy()
         self.connection.close()
 
 
@@ -187,3 +193,23 @@ def no_libvirtd(shop: Shop) -> Iterator[None]:
     finally:
         shop.libvirtd.restart()
         shop.connect()
+
+
+@contextmanager
+def doing_at(point: str, what: Callable[[], object]) -> Iterator[list[LivecloneError]]:
+    """Let something happen when the operation in the block comes to a point; the error it ends with is in the list."""
+    done: list[str] = []
+    errors: list[LivecloneError] = []
+
+    def at(here: str) -> None:
+        if here == point and not done:
+            done.append(here)
+            what()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "at", at)
+        try:
+            yield errors
+        except LivecloneError as error:
+            errors.append(error)
+    assert done, f"{point} was not passed"

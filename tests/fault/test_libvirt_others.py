@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from liveclone import trace
-from liveclone.errors import LivecloneError, NotFound, Refused
+from liveclone.errors import NotFound, Refused
 from liveclone.formats import domain_rewrite
 from liveclone.host import disk_layers
-from tests.fault.domains import INACTIVE, Shop
+from tests.fault.domains import INACTIVE, Shop, doing_at
 from tests.machines import Operation, check_clear, find_points, kill
 
 STEPS = ["snapshot.prepared", *find_points("stream"), "snapshot.committed"]
-
-
-@contextmanager
-def doing_at(point: str, what: Callable[[], object]) -> Iterator[list[LivecloneError]]:
-    """Let something happen when the operation in the block comes to a point; the error it ends with is in the list."""
-    done: list[str] = []
-    errors: list[LivecloneError] = []
-
-    def at(here: str) -> None:
-        if here == point and not done:
-            done.append(here)
-            what()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "at", at)
-        try:
-            yield errors
-        except LivecloneError as error:
-            errors.append(error)
-    assert done, f"{point} was not passed"
 
 
 def check_ended(shop: Shop) -> None:
@@ -142,7 +119,5 @@ def test_what_it_wrote_before_its_qemu_died_is_kept(shop: Shop) -> None:
     kill(shop.before["pid"])
     assert shop.lab.repair() == [shop.machine.name]
     check_ended(shop)
-    raw = shop.disks.with_name("raw")
-    subprocess.run(["qemu-img", "convert", "-O", "raw", shop.disk, raw], check=True)
-    assert mark.encode() in raw.read_bytes()
-    raw.unlink()
+    with disk_layers.Disk(disk_layers.find_layers(shop.disk)) as disk:
+        assert mark.encode() in b"".join(data for _, data in disk.read_own(0))

@@ -57,9 +57,14 @@ async def restore(link: Link, plan: RestorePlan, console_log: Path) -> tuple[Dom
             registry.write(plan.folder, ref)
             await _load(link, plan, _render(header, spec), header, whole=True)
         trace.at("clone.loaded")
-        domain = await registry.find(link, ref)
-        definition = domain_rewrite.render_definition(header.xml, spec, ())
-        await link.call("defining", link.connection.defineXML, definition)
+        try:
+            domain = await registry.find(link, ref)
+            definition = domain_rewrite.render_definition(header.xml, spec, ())
+            await link.call("defining", link.connection.defineXML, definition)
+        except (HypervisorError, NotFound) as error:
+            if registry.find_process(ref.uuid) is None:
+                raise registry.ended(plan.name, error.tried, error.seen) from error
+            raise
         failed.pop_all()
     return ref, domain
 

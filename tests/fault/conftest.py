@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from liveclone.host import process
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine, MemorySource
 from liveclone.model.snapshot import Snapshot
+from liveclone.units import MIB
 from tests.machines import Lab
 from tests.vm.conftest import images
 
@@ -84,12 +86,18 @@ def _shop(
     libvirtd: Libvirtd, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
     from tests.fault.domains import ADDRESS_WAIT_S, Shop
+    from tests.fault.rooms import open_tmpfs
 
     folder = tmp_path_factory.mktemp("shop")
     hot = Path(os.environ["LIVECLONE_HOT"]).with_name("shop")
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as undo:
+        rooms = [
+            undo.enter_context(open_tmpfs(path, size))
+            for path, size in ((hot, 640 * MIB), (folder / "disks", 512 * MIB))
+        ]
+        patch = undo.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(wiring, "ADDRESS_WAIT_S", ADDRESS_WAIT_S)
-        shop = Shop(folder / "home", hot, folder / "disks", libvirtd, images["light"])
+        shop = Shop(folder / "home", rooms[0], rooms[1], libvirtd, images["light"])
         yield shop
         shop.close()
 

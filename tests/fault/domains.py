@@ -1,7 +1,7 @@
 """A libvirt domain that is hurt again and again: adopted once, brought back to its first moment in a second.
 
-    boot ── save image + copy of its disk ──> revive: the same domain, its guest as it was then
-         ── adopt ──> machine                 check:  all that its owner must find as it was, and that nothing is left over
+boot ── save image + copy of its disk ──> revive: the same domain, its guest as it was then
+     ── adopt ──> machine                 check:  all that its owner must find as it was, and that nothing is left over
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ from liveclone.model.image import Image
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind
 from liveclone.model.snapshot import Snapshot
+from tests.fault.rooms import Room
 from tests.libvirt_domains import Shape, make_domain, wait_for_agent
 from tests.libvirtd import Libvirtd
 from tests.machines import Lab, is_alive
 
 NAME, ADDRESS = "shop", "10.9.8.7/24"
 ADDRESS_WAIT_S = 0.2  # nobody gives a clone's card one
+RAM_MIB = 192
 RUNNING, INACTIVE = 1, 2  # virDomainState; VIR_DOMAIN_XML_INACTIVE
 
 
 class Shop:
     """The domain, and the home that knows it. Close it: everything goes."""
 
-    def __init__(self, home: Path, hot: Path, disks: Path, libvirtd: Libvirtd, image: Image) -> None:
-        self.libvirtd, self.disks = libvirtd, disks
-        self.lab = Lab(home, hot, {})
+    def __init__(self, home: Path, hot: Room, disk: Room, libvirtd: Libvirtd, image: Image) -> None:
+        self.libvirtd, self.hot_room, self.disk_room = libvirtd, hot, disk
+        self.disks = disks = disk.folder
+        self.lab = Lab(home, hot.folder / "home", {})
         self.lab.settings = replace(
             self.lab.settings, driver="libvirt", libvirt_uri=libvirtd.uri, network=NetworkKind.LIBVIRT
         )
         self.lab.ctx = open_context(self.lab.settings)
-        disks.mkdir()
         self._save, self._disk_then = disks.with_name("then.save"), disks.with_name("then.qcow2")
         self.kept: set[str] = set()  # snapshots that several tests use
         self.connection: Any = libvirt.open(libvirtd.uri)
-        shape = Shape(genid=True, ram_mib=192)
+        shape = Shape(genid=True, ram_mib=RAM_MIB)
         make_domain(self.connection, image, disks, shape, NAME)
         wait_for_agent(self.domain)
         self.machine: Machine = self.lab.wait(adopt.adopt(self.lab.ctx, NAME))

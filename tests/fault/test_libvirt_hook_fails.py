@@ -88,5 +88,3 @@ def test_not_noticed(shop: Shop, taken: Snapshot, hook: Path) -> None:
         shop.libvirtd.restart()
         shop.connect()
     assert started(shop, taken) == "constant"
-
-

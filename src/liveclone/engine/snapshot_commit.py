@@ -60,7 +60,9 @@ async def finish(work: Work, captured: Captured) -> Snapshot:
             work.died = await death.happened(captured.handle)
             problem.source_state = "running, but its network or entropy was not renewed"
             first = f"{problem.next_step}; then " if problem.code == death.SERVICE_GONE else ""
-            problem.next_step = f"{first}liveclone repair {machine.name}; the snapshot {work.name} can be used"
+            problem.next_step = (
+                f"{first}liveclone repair {machine.name}; the snapshot {work.name} can be used"
+            )
             raise problem
         journal.end()
         trace.at("snapshot.done")

@@ -20,7 +20,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, StoreError, TimedOut
 
 # A daemon that says nothing for three times this long is gone, and calls to it end.
 _KEEPALIVE_S = 5
@@ -198,6 +198,15 @@ def explain(error: libvirt.libvirtError, tried: str, on: str, *, alive: bool) ->
             tried=tried,
             on=on,
             seen=seen,
+        )
+    if "No space left on device" in seen:
+        return StoreError(
+            f"there was no room for {tried} of {on}",
+            code="disk-full",
+            tried=tried,
+            on=on,
+            seen=seen,
+            next_step=f"make room: virsh domblklist {on}, df -h",
         )
     hooked = code == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
     return HypervisorError(

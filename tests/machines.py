@@ -434,6 +434,8 @@ class Operation:
             | {
                 "LIVECLONE_HOME": str(lab.settings.home),
                 "LIVECLONE_HOT": str(lab.settings.hot),
+                "LIVECLONE_DRIVER": lab.settings.driver,
+                "LIVECLONE_LIBVIRT_URI": lab.settings.libvirt_uri,
                 "LIVECLONE_FAULT": ",".join(faults),
                 "LIVECLONE_TRACE": str(trace),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

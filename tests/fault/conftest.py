@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from liveclone.engine import wiring
 from liveclone.host import process
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine, MemorySource
+from liveclone.model.snapshot import Snapshot
+from liveclone.units import MIB
 from tests.machines import Lab
 from tests.vm.conftest import images
+
+if TYPE_CHECKING:
+    from tests.fault.domains import Shop
+    from tests.libvirtd import Libvirtd
 
 __all__ = ["images"]
 
@@ -70,6 +79,49 @@ class Sources:
 @pytest.fixture(scope="session")
 def sources(lab: Lab) -> Sources:
     return Sources(lab)
+
+
+@pytest.fixture(scope="session")
+def _shop(
+    libvirtd: Libvirtd, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
+    from tests.fault.domains import ADDRESS_WAIT_S, Shop
+    from tests.fault.rooms import open_tmpfs
+
+    folder = tmp_path_factory.mktemp("shop")
+    hot = Path(os.environ["LIVECLONE_HOT"]).with_name("shop")
+    with ExitStack() as undo:
+        rooms = [
+            undo.enter_context(open_tmpfs(path, size))
+            for path, size in ((hot, 640 * MIB), (folder / "disks", 512 * MIB))
+        ]
+        patch = undo.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(wiring, "ADDRESS_WAIT_S", ADDRESS_WAIT_S)
+        shop = Shop(folder / "home", rooms[0], rooms[1], libvirtd, images["light"])
+        yield shop
+        shop.close()
+
+
+@pytest.fixture
+def shop(_shop: Shop) -> Iterator[Shop]:
+    """An adopted libvirt domain that runs, the same for all; afterwards nothing of the test may be left over."""
+    if not _shop.is_as_before():
+        _shop.revive()
+    yield _shop
+    _shop.clear()
+
+
+@pytest.fixture(scope="module")
+def taken(_shop: Shop) -> Iterator[Snapshot]:
+    """A snapshot of it that is used again and again."""
+    if not _shop.is_as_before():
+        _shop.revive()
+    taken = _shop.lab.snapshot(_shop.machine)
+    _shop.kept.add(taken.id)
+    yield taken
+    _shop.kept.remove(taken.id)
+    _shop.lab.snapshots_sealed()
+    _shop.lab.remove_snapshot(taken)
 
 
 @pytest.fixture(autouse=True)

@@ -88,6 +88,7 @@ def _print_machine(detail: MachineDetail) -> None:
             ("network", f"{summary.network} {nics}" if not summary.quarantined else "none: in quarantine"),
             ("ports", params.render_ports(summary.ports)),
             ("generation", f"{machine.generation.counter}, {machine.generation.uuid}"),
+            ("started", detail.started),
             ("memory", f"{machine.memory.path} ({machine.memory.source.value})" if machine.memory else ""),
             ("disk", machine.disk),
             ("process", machine.process.pid if machine.process else ""),

@@ -269,6 +269,9 @@ class Driver(Protocol):
             Unsupported: it has none but ours (code "cannot-adopt").
         """
 
+    def why_full(self, folder: Path) -> str:
+        """Return why a clone did not start on the memory image itself but read all of it; empty for one that did."""
+
     async def forget(self, folder: Path) -> None:
         """Let go of what the hypervisor keeps of a machine elsewhere than in its folder (libvirt: the domain).
 

@@ -18,14 +18,16 @@ from .context import Context
 
 # A process with much memory takes 0.1 s a GiB or so to give it back.
 ENDING_S = 5.0
+SERVICE_GONE = "libvirt-gone"  # not the machine has ended, but who is asked about it
 
 
 async def happened(handle: Handle) -> bool:
     """Tell whether the machine's process has ended, or is ending."""
     try:
         await handle.state()
-    except Interrupted:
-        await process.wait(handle.process, ENDING_S)
+    except Interrupted as error:
+        if error.code != SERVICE_GONE:  # then its processes run on
+            await process.wait(handle.process, ENDING_S)
     except LivecloneError:  # it does not answer; that is not this
         pass
     return not process.is_alive(handle.process)
@@ -37,7 +39,8 @@ def explained(*, state: str, next_step: str) -> Iterator[None]:
     try:
         yield
     except LivecloneError as error:
-        if isinstance(error, Interrupted) or error.code in ("guest-gone", "not-running"):
+        lost = isinstance(error, Interrupted) and error.code != SERVICE_GONE
+        if lost or error.code in ("guest-gone", "not-running"):
             error.source_state, error.next_step = state, next_step
         raise
 

@@ -15,7 +15,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from ..errors import LivecloneError, NotFound
+from ..errors import HypervisorError, LivecloneError, NotFound
 from ..host import files, process
 from ..model.machine import Machine
 from ..store.journal import Entry
@@ -60,12 +60,14 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
     snapshot_id, next_disk = facts["snapshot"], Path(facts["next_disk"])
     folder = ctx.layout.machine(machine.id)
     committed = machine.disk == str(next_disk)
+    stays_on_layer = False
     complete = any(snapshot.id == snapshot_id for snapshot in ctx.snapshots.list())
     try:
         if not committed:
             found = await ctx.driver_for(machine.driver).recover(machine, folder, facts)
             machine = machine.replace(process=found.process, memory=found.memory)
-            if found.on_next_disk:
+            stays_on_layer = found.on_next_disk and machine.adopted
+            if found.on_next_disk and not machine.adopted:
                 machine = _on_next_disk(machine, facts)
                 committed = True
             ctx.machines.save(machine)
@@ -86,6 +88,16 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
         next_disk.unlink(missing_ok=True)
     if not complete:
         _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
+    if stays_on_layer:
+        raise HypervisorError(
+            f"{machine.name} is on a disk layer that could not be taken off again",
+            code="on-layer",
+            tried="settling an interrupted snapshot",
+            on=machine.name,
+            seen=", ".join(facts.get("layers", ())),
+            source_state="running, on the layer",
+            next_step=f"make room on its disk; then liveclone repair {machine.name}",
+        )
     return machine
 
 

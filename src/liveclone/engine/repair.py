@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ..errors import GuestError, NotFound
+from ..errors import GuestError, LivecloneError, NotFound
 from ..host import locks, process
 from ..model.machine import Machine
 from . import disposal, scrub
@@ -32,18 +32,27 @@ async def settle_all(ctx: Context) -> list[str]:
     """Settle every interrupted operation that nobody is working on; returns the names of the machines concerned.
 
     Raises:
-        GuestError: as in `settle`, for the first such machine; what can be done for the others is done.
+        GuestError: as in `settle`. LivecloneError: one could not be settled. In both cases what can be done for the
+            others is done first, and the first such error is told.
     """
     settled, concerned = [], []
+    failed: list[LivecloneError] = []
     for machine in ctx.machines.list():
         if not _is_interrupted(ctx, machine) or locks.is_held(ctx.layout.lock(f"machine-{machine.id}")):
             continue
         concerned.append(machine.id)
-        with contextlib.suppress(NotFound):
+        try:
             async with hold_machine(ctx, machine.id, "repair"):
                 pass
+        except NotFound:  # settling may mean to remove it
+            pass
+        except LivecloneError as error:
+            failed.append(error)
+            continue
         settled.append(machine.name)
     disposal.sweep(ctx)
+    if failed:
+        raise failed[0]
     _check_back(ctx, concerned)
     return settled
 

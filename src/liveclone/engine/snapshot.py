@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import trace
 from ..drivers.base import Captured, CapturePlan, Handle
-from ..errors import LivecloneError
+from ..errors import LivecloneError, NotFound
 from ..host import files, process
 from ..model.snapshot import CaptureMethod, Snapshot
 from . import agent as agents
@@ -51,7 +51,11 @@ async def take(ctx: Context, request: Request) -> Snapshot:
     """
     found = ctx.machines.find(request.machine)
     async with hold_machine(ctx, found.id, f"snapshot of {found.name}") as machine:
-        handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
+        try:
+            handle = await ctx.driver_for(machine.driver).open(machine, ctx.layout.machine(machine.id))
+        except NotFound as error:
+            error.source_state = error.source_state or "stopped"
+            raise
         owned = AsyncExitStack()
         owned.push_async_callback(handle.close)
         async with owned:
@@ -148,6 +152,7 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
         trace.at("snapshot.prepared")
         undo.push_async_callback(_undo_prepare, work, handle)
         work.machine = machine = await wiring.learn(machine, agent)
+        ctx.machines.save(machine)  # whoever settles this gives them back
         if work.scrub is not None:
             journal.note("scrub")
             work.taken = await scrub.take_out(ctx, machine, handle, agent, work.scrub.paths, work.scrub.units)

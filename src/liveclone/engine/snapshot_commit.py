@@ -59,7 +59,10 @@ async def finish(work: Work, captured: Captured) -> Snapshot:
             seal.start(ctx, snapshot)
             work.died = await death.happened(captured.handle)
             problem.source_state = "running, but its network or entropy was not renewed"
-            problem.next_step = f"liveclone repair {machine.name}; the snapshot {work.name} can be used"
+            first = f"{problem.next_step}; then " if problem.code == death.SERVICE_GONE else ""
+            problem.next_step = (
+                f"{first}liveclone repair {machine.name}; the snapshot {work.name} can be used"
+            )
             raise problem
         journal.end()
         trace.at("snapshot.done")

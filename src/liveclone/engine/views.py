@@ -7,10 +7,11 @@ is not disturbed: then the state is what its process shows, and `busy` says what
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from pathlib import Path
 
-from ..errors import LivecloneError, NotFound
+from ..errors import HypervisorError, LivecloneError, NotFound
 from ..host import locks, process
 from ..model.base import Value
 from ..model.identity import Evidence
@@ -58,6 +59,7 @@ class MachineDetail(Value, frozen=True, kw_only=True):
     machine: Machine
     evidence: Evidence | None = None
     verified: bool | None = None  # None: there is nothing to verify
+    started: str = ""  # of a clone: "constant", on the memory image itself, or "full (why)"
     console_log: str
     hypervisor_log: str
 
@@ -146,9 +148,15 @@ async def show_machine(ctx: Context, text: str) -> MachineDetail:
         machine=machine,
         evidence=evidence,
         verified=evidence.verified if evidence is not None and machine.clone_of else None,
+        started=_how_started(ctx, machine) if machine.clone_of else "",
         console_log=str(folder / "console.log"),
         hypervisor_log=str(folder / "qemu.log"),
     )
+
+
+def _how_started(ctx: Context, machine: Machine) -> str:
+    why = ctx.driver_for(machine.driver).why_full(ctx.layout.machine(machine.id))
+    return f"full ({why})" if why else "constant"
 
 
 async def summarize(ctx: Context, machine: Machine) -> MachineSummary:
@@ -192,7 +200,8 @@ def summarize_snapshot(ctx: Context, snapshot: Snapshot, clones: int) -> Snapsho
 
 
 async def _summarize(ctx: Context, machine: Machine, snapshots: dict[str, str]) -> MachineSummary:
-    machine = await adopt.look_again(ctx, machine)
+    with contextlib.suppress(HypervisorError):  # nobody to ask: its process is all that is known
+        machine = await adopt.look_again(ctx, machine)
     state, busy, needs_repair = await _observe(ctx, machine)
     return MachineSummary(
         name=machine.name,

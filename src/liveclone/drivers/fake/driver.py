@@ -105,6 +105,9 @@ class FakeDriver:
     async def look(self, folder: Path, name: str = "") -> Adoption:
         raise cannot_adopt(self.name, name)
 
+    def why_full(self, folder: Path) -> str:
+        return ""
+
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
 

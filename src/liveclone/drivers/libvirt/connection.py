@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, Unsupported
 from ...formats import domain_xml
 from ...host import process
 from ...model.machine import Hardware, MachineState, ProcessRef
@@ -52,14 +52,7 @@ class Connection(ABC):
         except (HypervisorError, NotFound) as error:
             if process.is_alive(self.process):
                 raise
-            raise Interrupted(
-                f"{self.name} has ended",
-                code="hypervisor-gone",
-                tried=tried,
-                on=self.name,
-                seen=error.seen or error.message,
-                next_step=f"liveclone start {self.name}",
-            ) from error
+            raise registry.ended(self.name, tried, error.seen or error.message) from error
 
     async def read(self) -> domain_xml.Domain:
         """Return the domain as it is now."""
@@ -71,14 +64,7 @@ class Connection(ABC):
     async def state(self) -> MachineState:
         state, _reason = await self.call("asking for its state", self.domain.state)
         if state == libvirt.VIR_DOMAIN_SHUTOFF or not process.is_alive(self.process):
-            raise Interrupted(
-                f"{self.name} has ended",
-                code="hypervisor-gone",
-                tried="asking for its state",
-                on=self.name,
-                seen="the domain is shut off",
-                next_step=f"liveclone start {self.name}",
-            )
+            raise registry.ended(self.name, "asking for its state", "the domain is shut off")
         return registry.STATES.get(state, MachineState.CRASHED)
 
     async def pause(self) -> None:
@@ -149,7 +135,12 @@ class Connection(ABC):
         """See `drivers.base.Handle`."""
 
     async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await ports.connect(await self.read(), port)
+        try:
+            return await ports.connect(await self.read(), port)
+        except (NotFound, Unsupported) as error:  # the definition of a domain has no sockets
+            if process.is_alive(self.process):
+                raise
+            raise registry.ended(self.name, error.tried, error.seen) from error
 
     async def power_down(self, deadline_s: float) -> None:
         with contextlib.suppress(Interrupted):  # it may have ended before the answer was out

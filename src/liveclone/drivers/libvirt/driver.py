@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import Unsupported
+from ...errors import NotFound, Unsupported
 from ...formats import domain_new, domain_xml
 from ...host import acceleration, locks
 from ...model.machine import Machine
@@ -106,11 +106,23 @@ class LibvirtDriver:
         return await ports.connect(domain_xml.parse_domain(xml), port)
 
     async def recover(self, machine: Machine, folder: Path, facts: dict[str, Any]) -> Recovered:
-        handle = await self.open(machine, folder)
+        try:
+            handle = await self.open(machine, folder)
+        except NotFound:
+            await self._recover_stopped(machine, folder, facts)
+            raise
         try:
             return await recovery.recover(handle, machine, facts)
         finally:
             await handle.close()
+
+    async def _recover_stopped(self, machine: Machine, folder: Path, facts: dict[str, Any]) -> None:
+        ref = _known(machine, folder)
+        link = await open_link(ref.uri, machine.name)
+        try:
+            await recovery.recover_stopped(link, ref, facts)
+        finally:
+            await link.close()
 
     async def look(self, folder: Path, name: str = "") -> Adoption:
         ref = registry.read(folder)
@@ -122,6 +134,10 @@ class LibvirtDriver:
             return await adoption.look(link, ref)
         finally:
             await link.close()
+
+    def why_full(self, folder: Path) -> str:
+        ref = registry.read(folder)
+        return ref.why_full if ref is not None else ""
 
     async def forget(self, folder: Path) -> None:
         ref = registry.read(folder)

@@ -20,7 +20,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, TimedOut
+from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, StoreError, TimedOut
 
 # A daemon that says nothing for three times this long is gone, and calls to it end.
 _KEEPALIVE_S = 5
@@ -165,7 +165,7 @@ async def open_link(uri: str, name: str) -> Link:
             on=uri or "libvirt's default URI",
             seen=str(error),
             source_state="not touched",
-            next_step="liveclone doctor; virsh uri",
+            next_step="see whether libvirtd (or virtqemud) runs: liveclone doctor, virsh uri",
         ) from error
     return Link(uri, name, connection)
 
@@ -189,7 +189,7 @@ def explain(error: libvirt.libvirtError, tried: str, on: str, *, alive: bool) ->
             tried=tried,
             on=on,
             seen=seen,
-            next_step="see whether libvirtd (or virtqemud) runs",
+            next_step="start libvirtd (or virtqemud) again",
         )
     if code in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_AGENT_UNRESPONSIVE):
         return TimedOut(
@@ -199,11 +199,21 @@ def explain(error: libvirt.libvirtError, tried: str, on: str, *, alive: bool) ->
             on=on,
             seen=seen,
         )
+    if "No space left on device" in seen:
+        return StoreError(
+            f"there was no room for {tried} of {on}",
+            code="disk-full",
+            tried=tried,
+            on=on,
+            seen=seen,
+            next_step=f"make room: virsh domblklist {on}, df -h",
+        )
+    hooked = code == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
     return HypervisorError(
         f"libvirt could not carry out {tried} of {on}",
         code="libvirt-refused",
         tried=tried,
         on=on,
         seen=seen,
-        next_step=f"virsh dominfo {on}, and libvirt's log",
+        next_step="liveclone libvirt hook-status" if hooked else f"virsh dominfo {on}, and libvirt's log",
     )

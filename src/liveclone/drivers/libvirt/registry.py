@@ -13,7 +13,7 @@ from pathlib import Path
 import libvirt
 import msgspec
 
-from ...errors import NotFound
+from ...errors import Interrupted, NotFound
 from ...host import files, process
 from ...ids import check_name
 from ...model.base import Value
@@ -71,6 +71,17 @@ def not_running(name: str, tried: str, seen: str) -> NotFound:
     return NotFound(
         f"{name} does not run",
         code="not-running",
+        tried=tried,
+        on=name,
+        seen=seen,
+        next_step=f"liveclone start {name}",
+    )
+
+
+def ended(name: str, tried: str, seen: str) -> Interrupted:
+    return Interrupted(
+        f"{name} has ended",
+        code="hypervisor-gone",
         tried=tried,
         on=name,
         seen=seen,

@@ -21,15 +21,17 @@ from pathlib import Path
 import libvirt
 
 from ... import trace
-from ...errors import Conflict, HypervisorError, NotFound
+from ...errors import Conflict, HypervisorError, NotFound, StoreError
 from ...formats import domain_rewrite, domain_xml, libvirt_save
-from ...host import files
+from ...host import files, process
 from ..base import RestorePlan
-from . import constant, nics, registry, split
+from . import constant, nics, registry, split, tickets
 from .link import Link
 from .registry import DomainRef
 
 DISK = "vda"
+# What the guest's devices have in its RAM is not there then either, so that most such starts fail by themselves.
+_NOT_RUN = "libvirt did not run the hook: reload libvirtd"
 
 
 async def restore(link: Link, plan: RestorePlan, console_log: Path) -> tuple[DomainRef, libvirt.virDomain]:
@@ -55,9 +57,14 @@ async def restore(link: Link, plan: RestorePlan, console_log: Path) -> tuple[Dom
             registry.write(plan.folder, ref)
             await _load(link, plan, _render(header, spec), header, whole=True)
         trace.at("clone.loaded")
-        domain = await registry.find(link, ref)
-        definition = domain_rewrite.render_definition(header.xml, spec, ())
-        await link.call("defining", link.connection.defineXML, definition)
+        try:
+            domain = await registry.find(link, ref)
+            definition = domain_rewrite.render_definition(header.xml, spec, ())
+            await link.call("defining", link.connection.defineXML, definition)
+        except (HypervisorError, NotFound) as error:
+            if registry.find_process(ref.uuid) is None:
+                raise registry.ended(plan.name, error.tried, error.seen) from error
+            raise
         failed.pop_all()
     return ref, domain
 
@@ -77,12 +84,12 @@ async def _restore_constant(
             await _load(link, plan, changed, header, whole=False)
         except HypervisorError as error:
             found = outcome()
-            return (found.reason if found else "") or error.seen
+            return (found.reason if found else _NOT_RUN) or error.seen
         found = outcome()
         if found is not None and found.done:
             return ""
         await forget(link, ref)  # it stands still, and its RAM is zeros
-        return found.reason if found else "libvirt did not run the hook: reload libvirtd"
+        return found.reason if found else _NOT_RUN
 
 
 async def _load(
@@ -116,7 +123,9 @@ async def check_name_is_free(link: Link, name: str) -> None:
 
 
 async def forget(link: Link, ref: DomainRef) -> None:
-    """End a domain and take its definition away; one that is not there is no error."""
+    """End a domain and take its definition and its ticket away; one that is not there is no error."""
+    with contextlib.suppress(StoreError):
+        tickets.withdraw(tickets.FOLDER, ref.uuid)
     with contextlib.suppress(NotFound):
         domain = await registry.find(link, ref)
         with contextlib.suppress(libvirt.libvirtError):
@@ -129,6 +138,9 @@ async def forget(link: Link, ref: DomainRef) -> None:
         )
         with contextlib.suppress(libvirt.libvirtError):  # one that was never defined is gone with its process
             domain.undefineFlags(flags)
+    left = registry.find_process(ref.uuid)
+    if left is not None:  # libvirt does not know of it: it died when it had just started it
+        await process.end(left)
 
 
 def _specify(plan: RestorePlan, xml: str, ref: DomainRef, console_log: Path) -> domain_rewrite.CloneSpec:

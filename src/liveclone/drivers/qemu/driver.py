@@ -93,6 +93,9 @@ class QemuDriver:
     async def look(self, folder: Path, name: str = "") -> Adoption:
         raise cannot_adopt(self.name, name)
 
+    def why_full(self, folder: Path) -> str:
+        return ""
+
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
 

@@ -1,0 +1,39 @@
+"""Our process is killed at every named step of an adopted domain's snapshot and of its clones; `repair` settles it.
+
+libvirtd knows nothing of that: what we had asked for it carries out.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from liveclone.model.snapshot import Snapshot
+from tests.fault.domains import ADDRESS_WAIT_S, Shop
+from tests.machines import Operation, find_points
+
+SNAPSHOT = [*find_points("snapshot"), *find_points("stream")]
+SOON = {"wiring.ADDRESS_WAIT_S": ADDRESS_WAIT_S}
+CLONE = find_points("clone")
+
+
+@pytest.mark.parametrize("point", SNAPSHOT)
+def test_a_snapshot(shop: Shop, point: str) -> None:
+    with Operation(shop.lab, "snapshot", kill_at=point, machine=shop.machine.id) as operation:
+        assert operation.result() == {"killed": True}
+    assert shop.lab.repair() == ([shop.machine.name] if point != "snapshot.done" else [])
+    shop.check()
+    assert len(shop.lab.ctx.snapshots.list()) == (point == "snapshot.done")
+
+
+@pytest.mark.parametrize("point", CLONE)
+def test_a_clone(shop: Shop, taken: Snapshot, point: str) -> None:
+    wanted = {"snapshot": taken.id, "names": ["doomed"]}
+    with Operation(shop.lab, "clone", kill_at=point, deadlines=SOON, **wanted) as operation:
+        assert operation.result() == {"killed": True}
+    made = [machine for machine in shop.lab.ctx.machines.list() if machine.name == "doomed"]
+    shop.lab.repair()
+    if point == "clone.ready":
+        assert shop.lab.shell(made[0], "cat /root/note") == "then"
+        shop.lab.remove(*made)
+    shop.check()
+    assert shop.find_left() == []

@@ -21,6 +21,7 @@ from pathlib import Path
 from liveclone.engine import clone, remove, snapshot
 from liveclone.host import machine as host_machine
 from liveclone.model.machine import Machine
+from liveclone.model.parameters import Parameters
 from liveclone.model.snapshot import Snapshot
 from liveclone.units import GIB, MIB
 
@@ -31,6 +32,8 @@ from .lab import Lab
 
 CALM_S = 2.0
 EIGHT = 8
+# On networks of their own; the guest has no DHCP client, and would be waited for.
+STATIC = Parameters(address="10.0.2.15/24")
 # The steps of a clone until its guest runs; those that follow are the guest's, and the network.
 START_STEPS = ("wait", "make", "restore", "resume")
 
@@ -102,7 +105,7 @@ async def _measure_starts(libvirt: Libvirt, source: Machine, ram_mib: int) -> No
 
 async def _clone(series: _Series) -> None:
     lab = series.lab
-    (result,) = await clone.start(lab.ctx, clone.Request(snapshot="warm"))
+    (result,) = await clone.start(lab.ctx, clone.Request(snapshot="warm", parameters=[STATIC]))
     if result.error is not None:
         raise result.error
     assert result.machine is not None
@@ -120,7 +123,9 @@ async def _weigh(libvirt: Libvirt, series: _Series, save: SaveImage) -> None:
     if host_machine.memory().available_bytes < EIGHT * series.ram_mib * MIB + GIB:
         lab.say(f"  [yellow]left out: no room for {EIGHT} domains at once[/]")
         return
-    results = await clone.start(lab.ctx, clone.Request(snapshot="warm", count=EIGHT))
+    results = await clone.start(
+        lab.ctx, clone.Request(snapshot="warm", count=EIGHT, parameters=[STATIC] * EIGHT)
+    )
     try:
         for result in results:
             if result.error is not None:

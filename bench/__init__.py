@@ -10,6 +10,7 @@
     crowd      clones_per_second            table      text
                private_memory               picture    SVG
     libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
+                                            save_image for `virsh restore`
 
 A benchmark asserts nothing: it measures, and says beside each target whether it was met on this host.
 """

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from liveclone.engine import clone, remove, snapshot
+from liveclone.engine import clone, parts, remove, snapshot
 from liveclone.host import machine as host_machine
 from liveclone.model.machine import Machine
 from liveclone.model.parameters import Parameters
@@ -27,8 +27,9 @@ from liveclone.units import GIB, MIB
 
 from . import crowd, domains, ticks
 from . import lab as laboratory
-from .domains import Libvirt, SaveImage
+from .domains import Libvirt
 from .lab import Lab
+from .save_image import SaveImage
 
 CALM_S = 2.0
 EIGHT = 8
@@ -77,8 +78,15 @@ async def _measure_starts(libvirt: Libvirt, source: Machine, ram_mib: int) -> No
     lab = libvirt.lab
     taken = await snapshot.take(lab.ctx, snapshot.Request(machine=source.id, name="warm", wait_sealed=True))
     series = _Series(lab, source, taken, ram_mib)
+    parts_of = lab.ctx.layout.snapshot(taken.id)
+    assert taken.hot is not None
+    state, memory = parts_of / taken.device_state.file, Path(taken.hot.path)
+
+    def make_disk(path: Path) -> None:
+        parts.make_overlay(path, parts_of / taken.disk.file, taken.disk_bytes, taken.disk_format)
+
     saves = {
-        kind: SaveImage(libvirt, taken, folder / f"{kind}.save")
+        kind: SaveImage(folder / f"{kind}.save", make_disk, libvirt.disk_folder)
         for kind, folder in (("tmpfs", libvirt.hot_folder), ("disk", libvirt.disk_folder))
     }
     if host_machine.memory().available_bytes < 2 * ram_mib * MIB + GIB:
@@ -86,12 +94,12 @@ async def _measure_starts(libvirt: Libvirt, source: Machine, ram_mib: int) -> No
         saves = {}
     try:
         for save in saves.values():
-            await asyncio.to_thread(save.write)
+            await asyncio.to_thread(save.write, state, memory)
             lab.say(f"    {save.path.stem}: a save image of {save.size_mib:.0f} MiB")
         for _ in range(lab.plan.restores):
             await _clone(series)
             for kind, save in saves.items():
-                name, lasted_s = await save.restore()
+                name, lasted_s = await save.restore(libvirt.uri)
                 await libvirt.end(name)
                 series.add("virsh_restore", "ms", lasted_s * 1e3, save=kind)
                 lab.say(f"    virsh restore, {kind}: {lasted_s * 1e3:.0f} ms")
@@ -139,7 +147,7 @@ async def _weigh(libvirt: Libvirt, series: _Series, save: SaveImage) -> None:
     names: list[str] = []
     try:
         for _ in range(EIGHT):
-            names.append((await save.restore())[0])
+            names.append((await save.restore(libvirt.uri))[0])
         await _weigh_all(series, [domains.find_pid(name) for name in names], "restore", 0.0)
     finally:
         for name in names:

@@ -9,6 +9,8 @@
     clones     clone_ready clone_host       targets    what is wanted of the figures
     crowd      clones_per_second            table      text
                private_memory               picture    SVG
+    libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
+                                            save_image for `virsh restore`
 
 A benchmark asserts nothing: it measures, and says beside each target whether it was met on this host.
 """

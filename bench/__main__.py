@@ -15,7 +15,20 @@ from rich.console import Console
 from liveclone.errors import LivecloneError
 from liveclone.units import render_duration
 
-from . import circumstances, clones, crowd, formats, identity, lab, pauses, picture, plan, series, table
+from . import (
+    circumstances,
+    clones,
+    crowd,
+    formats,
+    identity,
+    lab,
+    libvirt,
+    pauses,
+    picture,
+    plan,
+    series,
+    table,
+)
 from .plan import Plan
 from .recording import Recorder
 from .series import Entry
@@ -26,6 +39,7 @@ MEASURE = {
     "identity": identity.measure,
     "crowd": crowd.measure,
     "formats": formats.measure,
+    "libvirt": libvirt.measure,
 }
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 

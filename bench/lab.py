@@ -99,7 +99,7 @@ async def open_source(lab: Lab, ram_mib: int, image: str = IMAGE) -> AsyncIterat
         )
         yield source
     finally:
-        await asyncio.shield(_remove_all(ctx))
+        await asyncio.shield(remove_all(ctx))
 
 
 def about(machine: Machine) -> dict[str, str]:
@@ -172,7 +172,8 @@ async def take_image(lab: Lab, spec: ImageSpec) -> None:
     lab.ctx.images = ImageLibrary(folder)
 
 
-async def _remove_all(ctx: Context) -> None:
+async def remove_all(ctx: Context) -> None:
+    """Remove all machines and snapshots of a home."""
     await _end(ctx, lambda line: "liveclone.engine.seal" in line)
     for machine in ctx.machines.list():
         await remove.remove_machine(ctx, machine.id, force=True)
@@ -185,7 +186,7 @@ async def _clean_up(lab: Lab) -> None:
     """Remove everything; what resists is ended, and named."""
     ctx = lab.ctx
     try:
-        await _remove_all(ctx)
+        await remove_all(ctx)
     except LivecloneError as error:
         lab.say(f"[red]clean-up: {error.message} ({error.seen})[/]")
     for line in await _end(ctx, lambda line: True):

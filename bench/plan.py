@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MODULES = ("pauses", "clones", "identity", "crowd", "formats")
+MODULES = ("pauses", "clones", "identity", "crowd", "formats", "libvirt")
 SIZES_MIB = (512, 1024, 2048, 4096)
 
 
@@ -26,6 +26,7 @@ class Plan:
     crowd_mib: int
     crowds: tuple[int, ...]  # clones at once
     rounds: int  # of each crowd
+    restores: int  # of a libvirt domain, by each way and at each size; and its snapshots
     modules: tuple[str, ...] = MODULES
 
     @property
@@ -34,9 +35,9 @@ class Plan:
         return self.modules != ("formats",)
 
 
-QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1)
-DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2)
-FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5)
+QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2)
+DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2, 5)
+FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def choose(arguments: argparse.Namespace) -> Plan:
         plan = replace(plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0])
     if arguments.repeats:
         n = arguments.repeats
-        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n)
+        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n, restores=n)
     return plan
 
 

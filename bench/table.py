@@ -14,7 +14,7 @@ from .series import Entry
 from .targets import TARGETS, Target
 
 # Dimensions that differ between entries and have no column of their own.
-DETAILS = ("method", "process", "items", "item", "stream")
+DETAILS = ("method", "process", "items", "item", "stream", "save", "way")
 # Eighty columns are enough.
 PLAIN: dict[str, Any] = {
     "title_justify": "left",

@@ -102,4 +102,26 @@ TARGETS = (
         for words, series in (("splitting", "split_speed"), ("joining", "join_speed"))
         for stream in ("qemu", "generated")
     ),
+    *(
+        Target(
+            f"libvirt, virsh restore : clone's start, {size} MiB, p50",
+            limit,
+            "x",
+            _ratio(_value("virsh_restore", "p50", size, save="tmpfs"), _value("clone_start", "p50", size)),
+            at_most=False,
+        )
+        for size, limit in ((SMALL, 4), (2048, 12), (LARGE, 25))
+    ),
+    Target(
+        f"libvirt, clone's start, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_start", "p50")
+    ),
+    Target(
+        f"libvirt, memory of eight clones : restored, {SMALL} MiB",
+        1 / 3,
+        "x",
+        _ratio(
+            _value("eight_memory", "p50", SMALL, way="clone"),
+            _value("eight_memory", "p50", SMALL, way="restore"),
+        ),
+    ),
 )

@@ -122,4 +122,5 @@ def _watch_writes(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    watch(Path(sys.argv[1]))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is for all of the bench; it ends us
+        watch(Path(sys.argv[1]))

@@ -42,6 +42,7 @@ class Shape:
     serial_controller: bool = True
     channels: tuple[str, ...] = (AGENT, EXEC)
     genid: bool = False
+    console_log: str = ""  # a file that gets all that the serial console shows
 
 
 def make_domain(
@@ -94,7 +95,10 @@ def render_domain(name: str, image: Image, disks: list[Path], shape: Shape) -> s
         _add(devices, "controller", type="virtio-serial")
     for channel in shape.channels:
         _add(_add(devices, "channel", type="unix"), "target", type="virtio", name=channel)
-    _add(_add(devices, "serial", type="pty"), "target", port="0")
+    serial = _add(devices, "serial", type="pty")
+    if shape.console_log:
+        _add(serial, "log", file=shape.console_log, append="on")
+    _add(serial, "target", port="0")
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     return ElementTree.tostring(domain, encoding="unicode")

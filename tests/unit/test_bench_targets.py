@@ -1,0 +1,46 @@
+"""What is wanted of the figures of libvirt domains (bench/targets.py), judged by made-up ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.series import Entry
+from bench.targets import TARGETS
+
+WORDS = "libvirt, "
+
+
+def entry(series: str, value: float, ram_mib: int, **dimensions: str) -> Entry:
+    return Entry(series=series, dimensions={"ram_mib": ram_mib, **dimensions}, unit="", values=[value])
+
+
+def judge(entries: list[Entry]) -> dict[str, bool]:
+    """Return by the target's words whether it is met, of those that were measured."""
+    values = {target: target.measured(entries) for target in TARGETS if target.words.startswith(WORDS)}
+    return {
+        target.words.removeprefix(WORDS): target.is_met(value)
+        for target, value in values.items()
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize(("ram_mib", "times"), [(512, 4), (2048, 12), (4096, 25)])
+def test_a_clone_starts_so_many_times_faster_than_virsh_restores(ram_mib: int, times: int) -> None:
+    clone = entry("clone_start", 100.0, ram_mib)
+    slow = entry("virsh_restore", 1e6, ram_mib, save="disk")
+    for restored_ms, met in ((100.0 * times + 1, True), (100.0 * times - 1, False)):
+        judged = judge([clone, slow, entry("virsh_restore", restored_ms, ram_mib, save="tmpfs")])
+        assert judged == {f"virsh restore : clone's start, {ram_mib} MiB, p50": met}
+
+
+def test_a_clones_start_is_the_same_for_more_memory() -> None:
+    for large_ms, met in ((129.0, True), (131.0, False)):
+        judged = judge([entry("clone_start", 100.0, 512), entry("clone_start", large_ms, 4096)])
+        assert judged == {"clone's start, 4096 MiB : 512 MiB, p50": met}
+
+
+def test_eight_clones_take_a_third_of_the_memory() -> None:
+    for clones_mib, met in ((99.0, True), (101.0, False)):
+        entries = [entry("eight_memory", clones_mib, 512, way="clone")]
+        judged = judge([*entries, entry("eight_memory", 300.0, 512, way="restore")])
+        assert judged == {"memory of eight clones : restored, 512 MiB": met}

@@ -18,6 +18,8 @@ from liveclone.units import MIB
 from tests.conftest import Needs
 from tests.libvirtd import Libvirtd
 
+pytestmark = pytest.mark.machine  # QEMUs without a guest
+
 libvirt = pytest.importorskip("libvirt")
 
 RAM_BYTES = 16 * MIB
@@ -121,6 +123,8 @@ def test_a_domain_without_a_ticket_has_ram_of_its_own(host: Host) -> None:
 
 @pytest.mark.parametrize("how", ["hard", "symbolic"])
 def test_a_domain_with_a_ticket_has_the_image_as_its_ram(host: Host, how: str) -> None:
+    if how == "symbolic" and host.near.stat().st_dev == host.far.stat().st_dev:
+        pytest.skip("all folders of this run are on one file system")
     ident = str(uuid.uuid4())
     image = host.issue(ident, "ours", host.near if how == "hard" else host.far)
     domain = host.start("ours", ident)

@@ -15,6 +15,8 @@ from liveclone.drivers.libvirt import probe
 from tests.conftest import Needs
 from tests.libvirtd import Libvirtd
 
+pytestmark = pytest.mark.machine  # QEMUs without a guest
+
 libvirt = pytest.importorskip("libvirt")
 
 # Stands still before its first instruction.

@@ -141,6 +141,8 @@ def test_programs(root: Path, start: Start) -> None:
 def test_a_real_process_is_read() -> None:
     with subprocess.Popen([shutil.which("sleep") or "sleep", "30"], env={"API_TOKEN": "x"}) as child:
         try:
+            while "libc.so" not in Path(f"/proc/{child.pid}/maps").read_text():
+                pass  # it is still being linked
             (found,) = [one for one in list_programs("/") if one.pid == child.pid]
             assert found.environment() == ["API_TOKEN"]
             assert any(name.startswith("libc.so") for name in found.libraries())

@@ -14,10 +14,11 @@ PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 def test_only_what_was_written_counts_and_only_in_ram() -> None:
     before = private_ram_bytes(os.getpid(), RAM)
-    code = mmap.PROT_READ | mmap.PROT_EXEC
+    code = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
     with mmap.mmap(-1, RAM, PRIVATE) as ram, mmap.mmap(-1, RAM // 8, PRIVATE) as small:
         ram.madvise(mmap.MADV_NOHUGEPAGE)
         ram.write(b"x" * (3 * MIB))
         small.write(b"x" * MIB)
-        with mmap.mmap(-1, RAM, PRIVATE, code):
+        with mmap.mmap(-1, RAM, PRIVATE, code) as translated:
+            translated.write(b"x" * MIB)
             assert private_ram_bytes(os.getpid(), RAM) - before == 3 * MIB

@@ -123,6 +123,19 @@ def private_bytes(pid: int) -> int:
     )
 
 
+def private_ram_bytes(pid: int, ram_bytes: int) -> int:
+    """Return what only this process has of its guest's RAM: of what it maps in that size or larger, and does not run."""
+    found, is_ram = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-p ", line):
+            is_ram = int(mapping[2], 16) - int(mapping[1], 16) >= ram_bytes
+        elif re.match(r"[0-9a-f]+-", line):
+            is_ram = False
+        elif is_ram and (private := re.match(r"Private_(?:Clean|Dirty): +(\d+) kB", line)):
+            found += int(private[1]) * KIB
+    return found
+
+
 async def wait_idle(pids: Sequence[int]) -> float:
     """Wait until these processes have little to do, or too long; returns the seconds waited."""
     enough = min(IDLE_SHARE * len(pids), BUSY_SHARE * host.cpus())

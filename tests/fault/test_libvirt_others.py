@@ -8,7 +8,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from liveclone.errors import NotFound, Refused
+from liveclone.errors import Corrupt, NotFound, Refused
 from liveclone.formats import domain_rewrite
 from liveclone.host import disk_layers
 from tests.fault.domains import INACTIVE, Shop, doing_at
@@ -78,9 +78,15 @@ def test_on_a_layer_of_its_owners(shop: Shop) -> None:
     clone = shop.lab.clone(taken, names=["doomed"])
     assert shop.lab.shell(clone, "cat /root/note /root/note2") == "then\ntheirs"
     shop.lab.remove(clone)
-    shop.lab.snapshots_sealed()
-    shop.lab.remove_snapshot(taken)
-    shop.revive()
+    commit = ["virsh", "-c", shop.libvirtd.uri, "blockcommit", shop.machine.name, "vda"]
+    subprocess.run([*commit, "--active", "--shallow", "--pivot"], check=True, capture_output=True)
+    layer.unlink()
+    shop.check()
+    # The copy of their layer stood on what they have just written to.
+    with pytest.raises(Corrupt) as caught:
+        shop.lab.results(taken, names=["doomed"])
+    check_clear(caught.value, source_state="not touched")
+    assert (caught.value.code, caught.value.on) == ("damaged-part", str(shop.disk))
 
 
 def test_its_owner_puts_a_layer_on_ours(shop: Shop) -> None:

@@ -22,7 +22,13 @@ from liveclone.errors import Corrupt, Refused
 from liveclone.formats import domain_xml, plain_xml
 from liveclone.formats.domain_nics import nic_for_clone
 from liveclone.formats.domain_obstacles import find_obstacles
-from liveclone.formats.domain_rewrite import CloneSpec, render_definition, render_snapshot, rewrite_saved
+from liveclone.formats.domain_rewrite import (
+    CloneSpec,
+    render_definition,
+    render_snapshot,
+    rewrite_saved,
+    with_disk,
+)
 from liveclone.formats.domain_xml import parse_domain
 
 DOMAINS = Path(__file__).parent / "domains"
@@ -403,6 +409,21 @@ def test_a_snapshot_names_every_disk() -> None:
 """
     )
     assert '<memory snapshot="no" />' in render_snapshot({"vda": "/x"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_alone_is_another(name: str) -> None:
+    xml = load(name)
+    for disk in parse_domain(xml).disks:
+        if disk.source_type != "file" or not disk.path:
+            continue
+        changed = with_disk(xml, disk.target, "/srv/other & more.raw", "raw")
+        found = {one.target: one for one in parse_domain(changed).disks}
+        expected = {one.target: one for one in parse_domain(xml).disks}
+        assert found == expected | {disk.target: replace(disk, path="/srv/other & more.raw", format="raw")}
+        back = with_disk(changed, disk.target, disk.path, disk.format)
+        assert back == with_disk(xml, disk.target, disk.path, disk.format)
+        assert parse_domain(back) == parse_domain(xml)
 
 
 if __name__ == "__main__":

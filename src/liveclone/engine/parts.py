@@ -6,6 +6,7 @@
 | disk layer   | size and stamp, or digest                        | digest                   |
 | memory, hot  | stamp (inode, mtime, ctime) as at the capture    | digest, once             |
 | memory, disk | digest once per boot of the host, then its stamp | digest                   |
+| what a copied disk stands on | its size and time                 | -                        |
 
 The memory image is not read whole for each clone: that would cost time in proportion to RAM. The stamp tells whether any
 write(2) has touched it since it became immutable; if it does not fit, the digest decides. What a stamp cannot see is a root
@@ -21,7 +22,7 @@ import blake3
 
 from ..errors import Corrupt, NotFound
 from ..formats import qcow2
-from ..host import files
+from ..host import disk_layers, files
 from ..host.process import boot_id
 from ..model.machine import Memory, MemorySource
 from ..model.snapshot import HotImage, Part, Snapshot
@@ -82,6 +83,9 @@ def check(ctx: Context, snapshot: Snapshot) -> Memory:
         _check_stamp(snapshot, folder, disk, part)
     for layer in snapshot.layers:
         _check_layer(ctx, snapshot, layer)
+    for below, seen in _read_stamps(folder).items():
+        if Path(below).is_absolute() and _below_line(Path(below)) != seen:
+            raise _corrupt(snapshot, Path(below), "it was written to, or removed, since the snapshot")
     hot = snapshot.hot
     if hot is not None and Path(hot.path).exists():
         image = Path(hot.path)
@@ -126,6 +130,23 @@ def remember_stamp(folder: Path, path: Path) -> None:
     stamps = _read_stamps(folder)
     stamps[path.name] = _line(path)
     files.write_atomic(folder / _STAMPS, json.dumps(stamps).encode(), durable=False)
+
+
+def remember_below(folder: Path, top: Path) -> None:
+    """Record what the copy of somebody else's disk stands on. Its owner may write that, and the copy is worth nothing then:
+    `virsh blockcommit` does. There is no digest of it, so what it was holds beyond a boot of the host.
+    """
+    stamps = _read_stamps(folder)
+    stamps |= {str(layer): _below_line(layer) for layer in disk_layers.find_layers(top)[1:]}
+    files.write_atomic(folder / _STAMPS, json.dumps(stamps).encode(), durable=False)
+
+
+def _below_line(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return "gone"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _check_size(snapshot: Snapshot, path: Path, expected: Part) -> None:

@@ -147,6 +147,9 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         path.chmod(0o400)
     for path in immutable:
         parts.remember_stamp(work.folder, path)
+    for one in work.disks:
+        if one.format == "qcow2":
+            parts.remember_below(work.folder, one.frozen)
     snapshot = Snapshot(
         id=work.id,
         name=work.name,

@@ -68,20 +68,6 @@ def add_nics(xml: str, nics: Iterable[str]) -> str:
     return ET.tostring(domain, encoding="unicode")
 
 
-def with_disk(xml: str, target: str, path: str, form: str) -> str:
-    """Return a domain's XML in which this disk is another file, of this format."""
-    domain = ET.fromstring(xml)
-    for disk in domain.iterfind("devices/disk"):
-        place, driver, source = disk.find("target"), disk.find("driver"), disk.find("source")
-        if place is None or place.get("dev") != target or driver is None or source is None:
-            continue
-        driver.set("type", form)
-        source.set("file", path)
-        for below in disk.findall("backingStore"):  # libvirt looks for itself
-            disk.remove(below)
-    return ET.tostring(domain, encoding="unicode")
-
-
 def with_alias(nic: str, alias: str) -> str:
     """Return an <interface> element that libvirt will know by this alias."""
     element = ET.fromstring(nic)
@@ -103,4 +89,4 @@ def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
     ET.SubElement(parent, tag, attributes).text = text
 
 
-__all__: Sequence[str] = ("CHANNELS", "add_nics", "render_domain", "with_alias", "with_disk")
+__all__: Sequence[str] = ("CHANNELS", "add_nics", "render_domain", "with_alias")

@@ -125,6 +125,22 @@ def render_snapshot(disks: Mapping[str, str], memory: str = "", others: Sequence
     return plain_xml.render(root)
 
 
+def with_disk(xml: str, target: str, path: str, form: str) -> str:
+    """Return a domain's definition in which this disk is another file, of this format; all else is as it was.
+
+    Raises:
+        Corrupt: it is no domain's XML ("bad-domain-xml").
+    """
+    root = plain_xml.parse(xml, "domain", "bad-domain-xml")
+    for disk in _devices(root).findall("disk"):
+        driver, source = disk.find("driver"), disk.find("source")
+        if attribute_of(disk, "target", "dev") == target and driver is not None and source is not None:
+            driver.set("type", form)
+            source.set("file", path)
+            remove_all(disk, "backingStore")  # libvirt looks for itself
+    return plain_xml.render(root)
+
+
 def _rewrite(root: Element, spec: CloneSpec) -> int:
     """Make all that is the clone's own; return where among the devices the first interface stood, or the end."""
     root.attrib.pop("id", None)

@@ -54,6 +54,7 @@ def test_show_prints_the_evidence_of_a_clone(town: Home) -> None:
     old, new = re.findall(r"\b[0-9a-f]{12}\b", row)
     assert old != new
     assert "changed" in row
+    assert re.search(r"^  started +constant$", text, re.MULTILINE)
     assert row.endswith("hostname twin")
     assert re.search(r"^ssh_host_keys .* ed25519 SHA256:", text, re.MULTILINE)
     assert re.search(r"^verified: compared with the snapshot and \d other machines?", text, re.MULTILINE)
@@ -63,6 +64,7 @@ def test_show_for_programs(town: Home) -> None:
     twin = town.json("show", "twin")
     assert twin["kind"] == "machine"
     assert twin["verified"] is True
+    assert twin["started"] == "constant"
     assert twin["machine"]["id"] == twin["summary"]["id"]
     items = {item["item"]: item for item in twin["evidence"]["items"]}
     assert items["machine_id"]["before"] != items["machine_id"]["after"]
@@ -83,6 +85,7 @@ def test_an_id_and_its_beginning_will_do(town: Home) -> None:
 def test_a_source_has_evidence_too(town: Home) -> None:
     web = town.json("show", "web")
     assert web["verified"] is None
+    assert web["started"] == ""
     assert web["evidence"]["machine"] == web["summary"]["id"]
     assert "renewed" in town.run("show", "web")
 

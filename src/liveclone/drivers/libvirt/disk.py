@@ -12,7 +12,7 @@ from pathlib import Path
 import libvirt
 
 from ...errors import HypervisorError, StoreError
-from ...formats import domain_new, domain_xml, qcow2
+from ...formats import domain_rewrite, domain_xml, qcow2
 from ...host import disk_layers, files
 from ...model.machine import ProcessRef
 from ..base import DiskCapture
@@ -100,7 +100,7 @@ async def put_back(link: Link, ref: DomainRef, layer: Path) -> None:
             header = qcow2.parse_header(file.read(qcow2.HEADER_BYTES))
         below = layer.parent / header.backing
         await asyncio.to_thread(_run, "commit", "-q", "-d", "-f", "qcow2", str(layer), on=layer)
-        changed = domain_new.with_disk(xml, target, str(below), header.backing_format or "raw")
+        changed = domain_rewrite.with_disk(xml, target, str(below), header.backing_format or "raw")
         await link.call("defining", link.connection.defineXML, changed)
     layer.unlink(missing_ok=True)
 

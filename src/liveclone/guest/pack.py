@@ -2,6 +2,7 @@
 
     agent.pyz
     ├── __main__.py           starts the agent
+    ├── liveclone-agent.service
     └── liveclone_guest/      this package, without what only the host needs or is a file of its own
 
 The same sources give the same bytes, whenever and wherever they are packed, so `digest()` may be part of an
@@ -61,6 +62,7 @@ def render() -> bytes:
             name = path.relative_to(_HERE).as_posix()
             if name not in _APART:
                 _add(archive, f"{PACKAGE}/{name}", path.read_bytes())
+        _add(archive, SERVICE.name, SERVICE.read_bytes())
     return content.getvalue()
 
 

@@ -23,7 +23,7 @@ def precompile(archive: str) -> None:
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as new:
             for entry, source in kept:
-                new.writestr(entry, source)
+                new.writestr(entry, source, zipfile.ZIP_STORED)
                 if not entry.filename.endswith(".py"):
                     continue
                 compiled = zipfile.ZipInfo(entry.filename + "c", entry.date_time)

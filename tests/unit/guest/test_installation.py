@@ -29,7 +29,7 @@ class Systemd:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> str:
-    pack.pack(tmp_path / "sent.pyz")
+    (tmp_path / "sent.pyz").write_bytes(pack.render(deflated=True))
     return str(tmp_path / "sent.pyz")
 
 
@@ -53,12 +53,20 @@ def test_it_is_a_service_now_and_at_every_boot(archive: str, root: Path) -> None
         "restart liveclone-agent.service",
     ]
     assert f"/{PLACE}" in (root / UNIT).read_text()
-    assert "liveclone_guest/main.pyc" in zipfile.ZipFile(root / PLACE).namelist()
+    with zipfile.ZipFile(root / PLACE) as installed:
+        assert "liveclone_guest/main.pyc" in installed.namelist()
+        assert {entry.compress_type for entry in installed.infolist()} == {zipfile.ZIP_STORED}
     assert {f"{HOOKS}/{event}" for event in ("prepare", "cloned", "resumed")} <= tree(root)
     assert installation.remove(str(root), systemd) == 0
     assert systemd.asked[3:] == ["disable --now liveclone-agent.service", "daemon-reload"]
     assert tree(root) == before
     assert installation.remove(str(root), systemd) == 0
+
+
+def test_it_is_short_enough_for_the_stock_agent() -> None:
+    """Which never answered a request of 370,000 bytes (QEMU 10.0); of 270,000 it did."""
+    assert len(pack.render(deflated=True)) * 4 / 3 < 200_000
+    assert pack.render(deflated=True) == pack.render(deflated=True)
 
 
 def test_what_is_installed_can_install_itself(archive: str, root: Path, tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_installed_used_for_a_clone_and_taken_out_again(home: Lab, plain: tuple[
     assert isinstance(left, AgentStatus) and not left.ports and left.problem
     assert describe(domain) == before
     gone = "/usr/lib/liveclone /etc/liveclone /etc/systemd/system/liveclone-agent.service"
-    assert run_in(home, machine, f"ls -d {gone} 2>/dev/null || pgrep -f agent.pyz || echo none") == "none\n"
+    assert (
+        run_in(home, machine, f"ls -d {gone} 2>/dev/null || pgrep -f '[a]gent.pyz' || echo none") == "none\n"
+    )
     assert home.wait(install.remove(home.ctx, "plain")).ports == ()
 
 
@@ -196,7 +198,7 @@ def test_ports_alone_where_the_agent_is_there(
         wait_for_agent(domain)
         assert not home.wait(install.remove(home.ctx, domain.name())).ports
         assert describe(domain)[1] == definition
-        assert "channel" not in describe(domain)[0]
+        assert "channel" not in describe(domain)[0] and "ua-liveclone" not in describe(domain)[0]
     finally:
         domain.destroy()
         domain.undefine()

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 
 from ..drivers.base import Handle
 from ..errors import GuestError, LivecloneError, Refused, TimedOut, Unsupported
-from ..guest import pack
+from ..images import system
 from ..model.agent import AgentStatus
 from ..model.machine import Machine, MachineState
 from . import agent as agents
@@ -162,7 +162,7 @@ async def _set_up(stock: StockAgent, undo: AsyncExitStack) -> None:
     await stock.must(
         ["/bin/sh", "-c", _INSTALL],
         "installing the agent",
-        given=pack.render(deflated=True),
+        given=system.render_agent(),
         deadline_s=SETUP_DEADLINE_S,
     )
 

@@ -54,7 +54,7 @@ def digest() -> str:
 
 
 def render(*, deflated: bool = False) -> bytes:
-    """Return the bytes of the zipapp; `deflated`, a third of them, is for a narrow way into a guest."""
+    """Return the bytes of the zipapp; `deflated`, less than half of them, is for a narrow way into a guest."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
         _add(archive, "__main__.py", _MAIN.encode())

@@ -1,4 +1,4 @@
-"""What the stock QEMU guest agent may not do is said before anything is begun. The rest is shown in tests/vm/test_agent_install.py."""
+"""What the stock QEMU guest agent may not do is said first. The rest is shown in tests/vm/test_agent_install.py."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_ports_alone_where_the_agent_is_there(
         wait_for_agent(domain)
         assert not home.wait(install.remove(home.ctx, domain.name())).ports
         assert describe(domain)[1] == definition
-        assert "channel" not in describe(domain)[0] and "ua-liveclone" not in describe(domain)[0]
+        assert "channel" not in describe(domain)[0]
     finally:
         domain.destroy()
         domain.undefine()

@@ -210,7 +210,7 @@ class Handle(Protocol):
     async def add_ports(self, *, persistent: bool) -> None:
         """Plug those that are missing; `persistent`: so that they are there after a cold start, too.
 
-        On failure nothing of them is left. Where all are there nothing happens.
+        On failure none of them is left. Where all are there nothing happens.
         """
 
     async def remove_ports(self) -> None:

@@ -57,7 +57,8 @@ async def install(ctx: Context, text: str, *, persistent: bool = False) -> Agent
     Raises:
         NotFound: no such machine, or it does not run. Refused: it is paused.
         Unsupported: it says what is missing (a stock agent, Python, systemd, a place for the ports).
-        GuestError, TimedOut: the guest failed. In each of these cases the machine is as it was before.
+        GuestError, TimedOut: the guest failed. In each of these cases the machine is as it was before, but that libvirt
+            keeps an empty virtio-serial controller in it where there was none.
     """
     async with _hold(ctx, text, "installing the agent") as (handle, machine), AsyncExitStack() as undo:
         before = await handle.ports()

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from liveclone.drivers.libvirt.link import open_link
 from liveclone.engine.agent import Agent
 from liveclone.formats import qcow2
 from liveclone.host import unix_socket
 from liveclone.model.image import Image
 
 AGENT, EXEC = "org.liveclone.agent.0", "org.liveclone.exec.0"
+STOCK = "org.qemu.guest_agent.0"
 MORE_BYTES = 64 << 20  # of each disk but the first
 PATIENCE_S = 180.0
 
@@ -131,6 +133,26 @@ def wait_for_agent(domain: Any) -> None:
             await agent.call("ping", deadline_s=PATIENCE_S)
 
     asyncio.run(ask())
+
+
+def wait_for_stock_agent(uri: str, domain: Any) -> None:
+    """Wait until the QEMU guest agent of a guest has opened its port; that libvirt has an event for."""
+    import libvirt
+
+    async def wait() -> None:
+        link = await open_link(uri, domain.name())
+        seen = link.connection.lookupByUUIDString(domain.UUIDString())
+        connected = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
+        try:
+            async with link.watch(seen, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE) as watch:
+                if "state='connected'" not in seen.XMLDesc():
+                    await watch.until(
+                        lambda e: e.facts[0] == connected, "the QEMU guest agent's start", PATIENCE_S
+                    )
+        finally:
+            await link.close()
+
+    asyncio.run(wait())
 
 
 def _make_first_disk(disk: Path, image: Image, disk_format: str) -> None:

@@ -4,8 +4,10 @@
         ── operation(...) ─────────────────────> the engine, in a process that a test may stop at a point or kill
         ── find_faults() ──────────────────────> all that is not as it should be just now: processes, writers, taps, files
 
-Two guests come from one image: `std` starts Debian with systemd, `light` the same disk with /opt/light-init instead, which
-is there in a third of the time and has a root shell on its console (`Lab.console`), also while its agent is stopped.
+Three guests come from one image: `std` starts Debian with systemd, `light` the same disk with /opt/light-init instead, which
+is there in a third of the time and has a root shell on its console (`Lab.console`), also while its agent is stopped. `plain`
+is `std` without anything of ours, as a machine that nobody prepared; where a domain has a port for it the stock QEMU guest
+agent runs in it.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ UNIT = "/etc/systemd/system/warm-app.service"
 HTTP, TICKS = 8080, 8081
 STD_RAM, LIGHT_RAM = 256 * MIB, 192 * MIB
 
-# Of tests/vm/test_applications.py, and of test_rare_items.py: programs that keep an identity, and those that show it.
+# Of tests/vm/test_applications.py, and of test_rare_items.py: programs that keep an identity, and those that show it;
+# of test_agent_install.py: what puts our agent into a guest.
 PACKAGES = (
     *("nginx", "dhcpcd-base", "dnsmasq-base", "isc-dhcp-client", "libpam-systemd"),
-    *("network-manager", "nftables"),
+    *("network-manager", "nftables", "qemu-guest-agent"),
 )
 
 # Generous: the machine that runs this may be busy with anything.
@@ -66,7 +69,7 @@ _PREFIX = "test-warm-"
 
 
 def build_images(cache_folder: Path) -> dict[str, Image]:
-    """Return the images `std` and `light`, from the cache if they are there; one that is a day out of date goes."""
+    """Return the images `std`, `light` and `plain`, from the cache if they are there; one that is a day out of date goes."""
     spec = ImageSpec(
         name="test",
         packages=PACKAGES,
@@ -75,6 +78,7 @@ def build_images(cache_folder: Path) -> dict[str, Image]:
             (DEMO / "warm-app.service", UNIT),
             (GUEST / "quick.conf", f"{UNIT}.d/quick.conf"),
             (GUEST / "light-init", "/opt/light-init"),
+            (GUEST / "plain-init", "/opt/plain-init"),
         ),
         script=GUEST / "setup",
     )
@@ -83,16 +87,21 @@ def build_images(cache_folder: Path) -> dict[str, Image]:
     spec = replace(spec, name=f"{_PREFIX}{recipe(spec)[:12]}")
     std = asyncio.run(build_image(spec, folder))
     _forget_old(folder, std.name)
-    light = std.boot.replace(initrd=str(_add_light_init(Path(std.boot.initrd), cache_folder)))
-    return {"std": std.replace(name="std"), "light": std.replace(name="light", boot=light)}
+    other = {
+        name: std.replace(
+            name=name, boot=std.boot.replace(initrd=str(_add_init(Path(std.boot.initrd), name, cache_folder)))
+        )
+        for name in ("light", "plain")
+    }
+    return {"std": std.replace(name="std"), **other}
 
 
-def _add_light_init(initrd: Path, cache_folder: Path) -> Path:
-    """Return an initrd that starts /opt/light-init: of two files with one name in an initrd, the later one counts."""
-    init = initramfs.INIT.replace("/sbin/init", "/opt/light-init")
+def _add_init(initrd: Path, name: str, cache_folder: Path) -> Path:
+    """Return an initrd that starts /opt/NAME-init: of two files with one name in an initrd, the later one counts."""
+    init = initramfs.INIT.replace("/sbin/init", f"/opt/{name}-init")
     assert init != initramfs.INIT
     data = initrd.read_bytes() + cpio.render_archive([cpio.file("init", init.encode(), 0o755)])
-    path = cache_folder / "light-initrd" / hashlib.sha256(data).hexdigest()[:12]
+    path = cache_folder / f"{name}-initrd" / hashlib.sha256(data).hexdigest()[:12]
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         files.write_atomic(path, data)

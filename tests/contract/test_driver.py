@@ -200,6 +200,21 @@ async def test_the_agent_answers_on_both_ports(lab: Lab) -> None:
             assert "ssh_host_keys" in (await agent.call("ping", deadline_s=30.0))["items"]
 
 
+async def test_ports_that_are_there_are_nobody_elses_to_take_away(lab: Lab) -> None:
+    subject = await lab.boot()
+    before = await subject.handle.ports()
+    assert [(port.name, port.live, port.persistent, port.added) for port in before] == [
+        ("agent", True, True, False),
+        ("exec", True, True, False),
+    ]
+    await subject.handle.add_ports(persistent=True)
+    await subject.handle.remove_ports()
+    assert await subject.handle.ports() == before
+    with pytest.raises(Unsupported) as caught:
+        await subject.handle.ask_stock_agent("guest-info", {}, 5.0)
+    assert caught.value.code == "no-stock-agent"
+
+
 async def test_a_port_is_reached_without_a_handle(lab: Lab) -> None:
     subject = await lab.boot()
     for port in ("exec", "console"):

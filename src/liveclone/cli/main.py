@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from . import (
     adopt,
+    agent,
     audit,
     clone,
     console,
@@ -51,6 +52,7 @@ ORDER = (
         "verify",
         "prove",
         "image",
+        "agent",
         "libvirt",
         "doctor",
         "repair",
@@ -102,6 +104,7 @@ def build_app(*, completion: bool = True) -> typer.Typer:
         verify,
         prove,
         image,
+        agent,
         libvirt,
         doctor,
     ):

@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import TimedOut, Unsupported
+from ..model.agent import GuestPort
 from ..model.disk import Disk
 from ..model.machine import Acceleration, Boot, Hardware, Machine, MachineState, Memory, ProcessRef
 from ..model.network import Nic, Port
 from ..model.snapshot import CaptureMethod
+
+# Short names of the ports of liveclone's agent: org.liveclone.agent.0, org.liveclone.exec.0.
+AGENT_PORTS = ("agent", "exec")
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,25 @@ class Handle(Protocol):
     async def agent(self, port: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to a virtio-serial port of the guest by its short name ("agent", "exec")."""
 
+    async def ports(self) -> tuple[GuestPort, ...]:
+        """Return those of the agent's ports that there are."""
+
+    async def add_ports(self, *, persistent: bool) -> None:
+        """Plug those that are missing; `persistent`: so that they are there after a cold start, too.
+
+        On failure none of them is left. Where all are there nothing happens.
+        """
+
+    async def remove_ports(self) -> None:
+        """Take away what `add_ports` has plugged, and nothing else."""
+
+    async def ask_stock_agent(self, command: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        """Ask the QEMU guest agent that the guest may have from its distribution; return its answer.
+
+        Raises:
+            Unsupported: there is none (code "no-stock-agent"). GuestError: it refuses. TimedOut: it does not answer.
+        """
+
     async def power_down(self, deadline_s: float) -> None:
         """Ask the guest to shut down and wait until the process is gone.
 
@@ -287,6 +310,36 @@ def still_running(name: str, deadline_s: float) -> TimedOut:
         on=name,
         source_state="running",
         next_step=f"liveclone stop --force {name}",
+    )
+
+
+class FixedPorts:
+    """The part of a Handle whose machines have the agent's ports from the start, and no other agent."""
+
+    name: str
+
+    async def ports(self) -> tuple[GuestPort, ...]:
+        return tuple(GuestPort(name=name, live=True, persistent=True) for name in AGENT_PORTS)
+
+    async def add_ports(self, *, persistent: bool) -> None:
+        """All are there."""
+
+    async def remove_ports(self) -> None:
+        """None was added."""
+
+    async def ask_stock_agent(self, command: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        raise no_stock_agent(self.name, "this hypervisor's machines have no port for it")
+
+
+def no_stock_agent(name: str, seen: str) -> Unsupported:
+    return Unsupported(
+        f"{name} has no QEMU guest agent that answers",
+        code="no-stock-agent",
+        tried="asking the QEMU guest agent",
+        on=name,
+        seen=seen,
+        source_state="running",
+        next_step="install the package qemu-guest-agent in the guest (docs/libvirt.md)",
     )
 
 

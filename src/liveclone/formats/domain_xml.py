@@ -34,13 +34,15 @@ class DomainChannel:
     """A virtio-serial port of a name, such as "org.qemu.guest_agent.0".
 
     `kind` is where it leads ("unix", "spicevmc", ...); `path` the host's socket, empty where libvirt has yet to choose;
-    `state` "connected" or "disconnected" if the guest's side is known, which it is while the domain runs.
+    `state` "connected" or "disconnected" if the guest's side is known, which it is while the domain runs; `alias` the
+    name by which libvirt, or its owner, calls it.
     """
 
     name: str
     kind: str
     path: str
     state: str
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def _parse_channel(channel: Element) -> DomainChannel:
         kind=channel.get("type", ""),
         path=attribute_of(channel, "source", "path"),
         state=attribute_of(channel, "target", "state"),
+        alias=attribute_of(channel, "alias", "name"),
     )
 
 

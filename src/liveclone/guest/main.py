@@ -3,7 +3,8 @@
     agent.pyz [--root DIR] [--control PORT] [--exec PORT]
 
 PORT is the name of a virtio-serial port, or the number of an inherited descriptor (a test's socket). With
---precompile the zipapp adds compiled modules to itself and ends (`precompile`).
+--precompile the zipapp adds compiled modules to itself and ends (`precompile`); with --install it makes itself
+a service of the system it runs in, with --remove it ends that (`installation`).
 """
 
 from __future__ import annotations
@@ -186,6 +187,10 @@ def main(arguments: list[str]) -> int:
 
         precompile(sys.argv[0])
         return 0
+    if arguments in (["--install"], ["--remove"]):
+        from . import installation  # once in the life of a guest
+
+        return installation.install(sys.argv[0]) if arguments == ["--install"] else installation.remove()
     options = {"--root": "/", "--control": CONTROL_PORT, "--exec": EXEC_PORT}
     rest = list(arguments)
     while rest:

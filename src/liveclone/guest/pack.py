@@ -2,6 +2,7 @@
 
     agent.pyz
     ├── __main__.py           starts the agent
+    ├── liveclone-agent.service
     └── liveclone_guest/      this package, without what only the host needs or is a file of its own
 
 The same sources give the same bytes, whenever and wherever they are packed, so `digest()` may be part of an
@@ -52,15 +53,16 @@ def digest() -> str:
     return hashlib.sha256(render()).hexdigest()
 
 
-def render() -> bytes:
-    """Return the bytes of the zipapp."""
+def render(*, deflated: bool = False) -> bytes:
+    """Return the bytes of the zipapp; `deflated`, less than half of them, is for a narrow way into a guest."""
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
         _add(archive, "__main__.py", _MAIN.encode())
         for path in sorted(_HERE.rglob("*.py")):
             name = path.relative_to(_HERE).as_posix()
             if name not in _APART:
                 _add(archive, f"{PACKAGE}/{name}", path.read_bytes())
+        _add(archive, SERVICE.name, SERVICE.read_bytes())
     return content.getvalue()
 
 
@@ -68,4 +70,4 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.create_system = 3  # Unix, on whatever system this runs
     entry.external_attr = 0o100644 << 16
-    archive.writestr(entry, data)
+    archive.writestr(entry, data, archive.compression)

@@ -18,12 +18,14 @@ _UNCHECKED_HASH = (1).to_bytes(4, "little")  # PEP 552: valid whatever the sourc
 def precompile(archive: str) -> None:
     """Replace the zipapp `archive` by one with compiled modules, whole or not at all."""
     with zipfile.ZipFile(archive) as old:
-        sources = [(entry, old.read(entry)) for entry in old.infolist() if entry.filename.endswith(".py")]
+        kept = [(entry, old.read(entry)) for entry in old.infolist() if not entry.filename.endswith(".pyc")]
     temporary = f"{archive}.liveclone"
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as new:
-            for entry, source in sources:
-                new.writestr(entry, source)
+            for entry, source in kept:
+                new.writestr(entry, source, zipfile.ZIP_STORED)
+                if not entry.filename.endswith(".py"):
+                    continue
                 compiled = zipfile.ZipInfo(entry.filename + "c", entry.date_time)
                 compiled.external_attr = entry.external_attr
                 new.writestr(compiled, _compile(f"{archive}/{entry.filename}", source))

@@ -162,6 +162,11 @@ def list_files() -> list[GuestFile]:
     return [*folders, *files, client, *masks, *links]
 
 
+def render_agent() -> bytes:
+    """Return the agent as it is sent into a guest that nobody prepared, where it installs itself."""
+    return pack.render(deflated=True)
+
+
 # Where the builder's own files are while it works in the guest; gone afterwards.
 BUILD = "/.liveclone"
 

@@ -50,7 +50,7 @@ def test_only_what_the_guest_needs_is_packed(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(tmp_path / "agent.pyz").namelist())
     assert "liveclone_guest/items/rng.py" in names
     assert "liveclone_guest/pack.py" not in names
-    assert all(name.endswith(".py") for name in names)
+    assert all(name.endswith((".py", ".service")) for name in names)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

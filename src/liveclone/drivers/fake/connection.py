@@ -13,7 +13,7 @@ from ...errors import Interrupted, NotFound, TimedOut
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
-from ..base import Captured, CapturePlan, still_running
+from ..base import Captured, CapturePlan, FixedPorts, still_running
 from . import launch
 from .wire import Wire
 
@@ -26,7 +26,7 @@ STATES = {
 }
 
 
-class FakeConnection(ABC):
+class FakeConnection(FixedPorts, ABC):
     """A connection to one machine's process; all of `drivers.base.Handle` but `capture`, which `handle` adds."""
 
     def __init__(

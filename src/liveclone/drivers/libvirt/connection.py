@@ -13,10 +13,11 @@ import libvirt
 from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, Unsupported
 from ...formats import domain_xml
 from ...host import process
+from ...model.agent import GuestPort
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
 from ..base import Captured, CapturePlan, still_running
-from . import nics, ports, registry
+from . import nics, plugging, ports, registry, stock_agent
 from .link import Link
 from .registry import DomainRef
 
@@ -141,6 +142,18 @@ class Connection(ABC):
             if process.is_alive(self.process):
                 raise
             raise registry.ended(self.name, error.tried, error.seen) from error
+
+    async def ports(self) -> tuple[GuestPort, ...]:
+        return await plugging.list_ports(self)
+
+    async def add_ports(self, *, persistent: bool) -> None:
+        await plugging.add(self, persistent=persistent)
+
+    async def remove_ports(self) -> None:
+        await plugging.remove(self)
+
+    async def ask_stock_agent(self, command: str, arguments: dict[str, Any], deadline_s: float) -> Any:
+        return await stock_agent.ask(self, command, arguments, deadline_s)
 
     async def power_down(self, deadline_s: float) -> None:
         with contextlib.suppress(Interrupted):  # it may have ended before the answer was out

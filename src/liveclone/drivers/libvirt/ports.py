@@ -35,7 +35,7 @@ async def connect(domain: Domain, port: str) -> tuple[asyncio.StreamReader, asyn
             on=domain.name,
             seen="channels: " + (", ".join(channel.name for channel in domain.channels) or "none"),
             source_state="running, not touched",
-            next_step="docs/libvirt.md: how a domain gets the agent",
+            next_step=f"liveclone agent install {domain.name}",
         )
     try:
         if port == CONSOLE:

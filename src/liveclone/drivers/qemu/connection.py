@@ -13,7 +13,7 @@ from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, Un
 from ...host import process, unix_socket
 from ...model.machine import Hardware, MachineState, ProcessRef
 from ...model.network import Nic, Port
-from ..base import Captured, CapturePlan, still_running
+from ..base import Captured, CapturePlan, FixedPorts, still_running
 from . import argv, launch
 from .session import Session
 
@@ -43,7 +43,7 @@ STATES = {
 SETTLE_S = 10.0
 
 
-class Connection(ABC):
+class Connection(FixedPorts, ABC):
     """A connection to one QEMU; all of `drivers.base.Handle` but `capture`, which `handle` adds."""
 
     def __init__(

@@ -114,7 +114,8 @@ class CapturePlan:
     layer `on_next_disk=True` is noted: should every process of the machine die, its disk ends with `next_disk` for as
     long as that file is there. So whoever writes it back into the layer below removes it, and a capture that fails
     behind "pausing" leaves it where it could not be written back. `before_pause` is awaited when all that takes time
-    is prepared, so that what the guest loses for the capture it loses for a moment only.
+    is prepared, so that what the guest loses for the capture it loses for a moment only; `after_pause`, which raises
+    nothing, by a driver that has much to do yet when the machine runs again.
     """
 
     method: CaptureMethod
@@ -127,6 +128,9 @@ class CapturePlan:
     deadline_s: float = 60.0
     note: Callable[..., None] = field(default=lambda step, **facts: None)
     before_pause: Callable[[], Awaitable[None]] = field(default=_nothing)  # the engine unplugs the NICs here
+    after_pause: Callable[[], Awaitable[None]] = field(
+        default=_nothing
+    )  # ... and plugs them again, or at the end
     # Of a machine whose disks are not ours; then those above are not used.
     disks: tuple[DiskCapture, ...] = ()
     # Told how far it is, by any thread: (what, fraction).

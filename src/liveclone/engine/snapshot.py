@@ -21,6 +21,7 @@ cancelled is undone as far as there is a way back; later it goes on to the end, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ async def _until_captured(work: Work, handle: Handle, undo: AsyncExitStack) -> C
             work.mark("scrub")
             trace.at("scrub.clean")
         # Still connected when the state is saved: in a clone the agent's port is connected from the start.
-        return await _capture(work, handle, undo)
+        return await _capture(work, handle, agent, undo)
 
 
-async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured:
+async def _capture(work: Work, handle: Handle, agent: agents.Agent, undo: AsyncExitStack) -> Captured:
     ctx, machine, journal = work.ctx, work.machine, work.journal
 
     def note(step: str, **facts: Any) -> None:
@@ -174,6 +175,10 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         journal.note("unplug")
         await wiring.disconnect(handle, machine)
         trace.at("snapshot.unplugged")
+
+    async def plug() -> None:
+        with contextlib.suppress(LivecloneError):  # it is tried again, and told of, when all is done
+            await wiring.reconnect(ctx, handle, machine, agent)
 
     ctx.progress(f"capturing by {work.method.value}", None)
     frozen = work.folder / parts.DISK
@@ -196,6 +201,7 @@ async def _capture(work: Work, handle: Handle, undo: AsyncExitStack) -> Captured
         next_disk=work.next_disk,
         note=note,
         before_pause=unplug,
+        after_pause=plug,
         disks=work.disks,
         tell=ctx.progress,
     )

@@ -73,6 +73,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         pause_s = await pausing
         trace.at("stream.resumed")
         resumed = time.monotonic()
+        await plan.after_pause()
         gone = {nics.id_of(nic) for nic in domain.nics}
         unplugged = [nic.xml for nic_id, nic in plugged.items() if nic_id not in gone]
 

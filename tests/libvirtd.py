@@ -15,7 +15,7 @@ Its domains' networks are in a network namespace without a name, or in the one g
 `virsh net-start` go with the last process. A UTS namespace is only the mark by which `stop` finds what libvirtd has
 started. No systemd, machined, cgroups, AppArmor or other daemon is needed; root is.
 
-By hand, in a shell in which `virsh` means this libvirtd:  python -m tests.libvirtd
+By hand, in a shell in which `virsh` means this libvirtd:  python -m tests.libvirtd [--user-of-its-own] [COMMAND ...]
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _TREES = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
+_KVM = "/dev/kvm"
 _PID_FILE = "/run/libvirt/libvirtd.pid"
 _SOCKET = "libvirt-sock"
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -50,12 +51,15 @@ _PATIENCE_S = 30.0
 _BIND, _REC, _SLAVE, _DETACH = 0x1000, 0x4000, 1 << 19, 2
 _NEW_MOUNTS, _OWN_FS = 0x20000, 0x200
 
-# namespaces, cgroups and confinement are what a container does not have. Everything is root's, as the files of a test are.
-_QEMU_CONF = """\
+# Everything is root's, as the files of a test are.
+_ROOTS = """\
 user = "root"
 group = "root"
 dynamic_ownership = 0
 remember_owner = 0
+"""
+# namespaces, cgroups and confinement are what a container does not have.
+_QEMU_CONF = """\
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
@@ -79,7 +83,13 @@ class Libvirtd:
     """
 
     def __init__(
-        self, folder: Path, *, hot: Path | None = None, cache: Path | None = None, namespace: str = ""
+        self,
+        folder: Path,
+        *,
+        hot: Path | None = None,
+        cache: Path | None = None,
+        namespace: str = "",
+        user_of_its_own: bool = False,
     ) -> None:
         """Plan one.
 
@@ -88,6 +98,8 @@ class Libvirtd:
             hot: the same, on tmpfs, for memory_backing_dir.
             cache: outlives it, and may be shared by several.
             namespace: name of the network namespace for its domains; it outlives it too.
+            user_of_its_own: QEMU runs as the user that the distribution has for it, and files change owner, as on any
+                host that nobody has configured. Domains' disks are to be in /var/lib/libvirt/images then.
         """
         self.folder = folder
         self.uri = f"qemu:///system?socket={folder}/run/{_SOCKET}"
@@ -95,6 +107,7 @@ class Libvirtd:
         # libvirtd adds two names to what its configuration says, and none to its default.
         self.memory = hot / "libvirt" / "qemu" if hot else folder / "lib" / "qemu" / "ram"
         self._hot, self._cache, self._network = hot, cache or folder / "cache", namespace
+        self._user_of_its_own = user_of_its_own
         self._namespaces: dict[str, int] = {}
         self._undo = contextlib.ExitStack()
 
@@ -116,6 +129,8 @@ class Libvirtd:
             undo.callback(self._remove_folders)
             self._make_folders()
             undo.enter_context(_Mounts({self._tree(name): path for name, path in _TREES.items()}))
+            if self._user_of_its_own and Path(_KVM).exists():
+                self._open_kvm()
             undo.callback(self._end_processes)
             self._launch()
             self._undo = undo.pop_all()
@@ -142,12 +157,23 @@ class Libvirtd:
         assert len(os.fsencode(socket)) < 108, f"too long for a Unix socket: {socket}"
         for folder in (*map(self._tree, _TREES), self.hooks):
             folder.mkdir(parents=True, exist_ok=True)
-        config = _QEMU_CONF
+        config = _QEMU_CONF + ("" if self._user_of_its_own else _ROOTS)
+        images = self.folder / "lib" / "images"
+        images.mkdir(exist_ok=True)
+        images.chmod(0o711)  # as the distribution's
         if self._hot:
             self._hot.mkdir()
             config += f'memory_backing_dir = "{self._hot}"\n'
         (self.folder / "etc" / "qemu.conf").write_text(config)
         (self.folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF)
+
+    def _open_kvm(self) -> None:
+        """Let QEMU's user open /dev/kvm as a distribution does, in here: libvirt asks QEMU anew what it can do for each call
+        as long as root can open it and QEMU cannot, and that takes eight seconds."""
+        node, seen = self.folder / "run" / "kvm", Path(_KVM).stat()
+        os.mknod(node, seen.st_mode, seen.st_rdev)
+        node.chmod(0o666)
+        _call("mount", os.fsencode(node), _KVM.encode(), None, _BIND, None)
 
     def _remove_folders(self) -> None:
         for folder in (self.folder, self._hot):
@@ -255,9 +281,13 @@ def _kill(pid: int) -> None:
 
 def main(command: list[str]) -> int:
     """Run a command, a shell by default, beside a private libvirtd."""
+    own = command[:1] == ["--user-of-its-own"]
+    command = command[own:]
     cache = Path(os.environ.get("LIVECLONE_DEV_CACHE", ROOT / ".dev" / "cache"))
     with Libvirtd(
-        Path(tempfile.mkdtemp(prefix="libvirtd-", dir="/var/tmp")), cache=cache / "libvirt"
+        Path(tempfile.mkdtemp(prefix="libvirtd-", dir="/var/tmp")),
+        cache=cache / "libvirt",
+        user_of_its_own=own,
     ) as libvirtd:
         environment = os.environ | {"LIBVIRT_DEFAULT_URI": libvirtd.uri}
         return subprocess.run(

@@ -97,13 +97,13 @@ def _open_driver(settings: Settings, layout: Layout) -> Driver:
 
         return FakeDriver(layout.home / "fake")
     if settings.driver == "libvirt":
-        return _open_libvirt(settings)
+        return _open_libvirt(settings, layout)
     from ..drivers.qemu.driver import QemuDriver
 
     return QemuDriver()
 
 
-def _open_libvirt(settings: Settings) -> Driver:
+def _open_libvirt(settings: Settings, layout: Layout) -> Driver:
     try:
         from ..drivers.libvirt.driver import LibvirtDriver
     except ImportError as error:
@@ -116,4 +116,4 @@ def _open_libvirt(settings: Settings) -> Driver:
             source_state="not touched",
             next_step="pip install 'liveclone[libvirt]', or the package python3-libvirt",
         ) from error
-    return LibvirtDriver(settings.libvirt_uri)
+    return LibvirtDriver(settings.libvirt_uri, (layout.home, layout.hot))

@@ -7,9 +7,9 @@ differ: a CD that lies in one is only read, so all clones may have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from .domain_verdict import TAKE_OUT, Obstacle
 from .plain_xml import attribute_of, need
@@ -36,6 +36,32 @@ class DomainDisk:
     def needs_own(self) -> bool:
         """Each clone must have one of its own, because the guest can write it."""
         return self.device != "cdrom" and not self.readonly
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A file that a disk stands on. `is_ours`: libvirt is to leave its owner as it is."""
+
+    path: str
+    format: str
+    is_ours: bool
+
+
+def add_layers(disk: Element, layers: Sequence[Layer]) -> None:
+    """Name what a disk stands on, from the top down: all of it, so that libvirt does not look for itself.
+
+    libvirt changes the owner of each layer to QEMU's user and never back, but of those that are to be left alone. The label
+    of the disk itself would hold for all of them, and for the overlays that its owner puts on later, so it has none.
+    """
+    above = disk
+    for layer in layers:
+        above = SubElement(above, "backingStore", {"type": "file"})
+        SubElement(above, "format", {"type": layer.format})
+        source = SubElement(above, "source", {"file": layer.path})
+        if layer.is_ours:
+            SubElement(source, "seclabel", {"model": "dac", "relabel": "no"})
+    if layers:
+        SubElement(above, "backingStore")
 
 
 def parse_disk(disk: Element) -> DomainDisk:

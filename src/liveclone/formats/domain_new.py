@@ -10,15 +10,24 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
 from ..model.machine import Acceleration, Boot, Hardware
+from .domain_disks import Layer, add_layers
 
 CHANNELS = ("org.liveclone.agent.0", "org.liveclone.exec.0")
 _ROOT_PORTS = 8  # for its own three devices, and NICs that are plugged while it runs
 
 
 def render_domain(
-    *, name: str, uuid: str, genid: str, hardware: Hardware, boot: Boot, disk: str, console_log: str
+    *,
+    name: str,
+    uuid: str,
+    genid: str,
+    hardware: Hardware,
+    boot: Boot,
+    disk: str,
+    layers: Sequence[Layer],
+    console_log: str,
 ) -> str:
-    """Return the definition of a new domain; `genid` empty: without VMGENID."""
+    """Return the definition of a new domain; `genid` empty: without VMGENID; `layers`: what the disk stands on."""
     kvm = hardware.acceleration is Acceleration.KVM
     domain = ET.Element("domain", type="kvm" if kvm else "qemu")
     _text(domain, "name", name)
@@ -42,7 +51,7 @@ def render_domain(
     ET.SubElement(domain, "clock", offset="utc")
     _text(domain, "on_crash", "destroy")
     devices = ET.SubElement(domain, "devices")
-    _add_disk(devices, disk)
+    _add_disk(devices, disk, layers)
     ET.SubElement(devices, "controller", type="usb", model="none")
     ET.SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
     for index in range(1, _ROOT_PORTS + 1):
@@ -77,12 +86,13 @@ def with_alias(nic: str, alias: str) -> str:
     return ET.tostring(element, encoding="unicode")
 
 
-def _add_disk(devices: ET.Element, path: str) -> None:
+def _add_disk(devices: ET.Element, path: str, layers: Sequence[Layer]) -> None:
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap", detect_zeroes="unmap")
     ET.SubElement(disk, "source", file=path)
     ET.SubElement(disk, "target", dev="vda", bus="virtio")
     _text(disk, "serial", "liveclone-disk")
+    add_layers(disk, layers)
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

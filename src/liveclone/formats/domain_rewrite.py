@@ -7,7 +7,7 @@ only once is the clone's:
 
     name, uuid, genid, SMBIOS uuid           from the spec; <hwuuid> goes, title and description too
     metadata                                 libosinfo's kept (which system it is); others recognise *their* machine by it
-    disks, firmware variables                from the spec; what stood below a disk goes, libvirt looks for itself
+    disks, firmware variables                from the spec; what stood below a disk goes
     interfaces                               none in the save image; in the definition those that are given
     channels, ports, consoles                sockets from the spec or libvirt's choice; files become a terminal (pty)
     logs                                     go, or `console_log`
@@ -44,6 +44,7 @@ class CloneSpec:
     Attributes:
         disks: path and format by target ("vda"), for every disk that the guest can write; drives and read-only disks that
             are not named keep the source's.
+        layers: by target, what stands below such a disk; not named: libvirt looks for itself.
         genid: a new UUID where the source has a VMGENID device, else empty. libvirt 11.3 makes another of its own when it
             restores (seen): what the guest has is in the clone's live description.
         channels: sockets by the names of virtio-serial ports; "", or not named: libvirt chooses.
@@ -56,6 +57,7 @@ class CloneSpec:
     name: str
     uuid: str
     disks: Mapping[str, tuple[str, str]]
+    layers: Mapping[str, Sequence[domain_disks.Layer]] = field(default_factory=dict)
     genid: str = ""
     channels: Mapping[str, str] = field(default_factory=dict)
     console_log: str = ""
@@ -246,6 +248,7 @@ def _set_disk(disk: Element, spec: CloneSpec) -> None:
         disk.insert(list(disk).index(driver) + 1, own)
     else:
         _replace(disk, source, own)
+    domain_disks.add_layers(disk, spec.layers.get(about.target, ()))
 
 
 def _set_private_memory(root: Element) -> None:

@@ -128,6 +128,21 @@ def parse_domain(xml: str) -> Domain:
     )
 
 
+def parse_owner(capabilities: str) -> tuple[int, int]:
+    """Return user and group (numbers) of the QEMU processes, as `virsh capabilities` tells; 0, 0 where it does not.
+
+    Raises:
+        Corrupt: it is no such text ("bad-capabilities").
+    """
+    root = plain_xml.parse(capabilities, "capabilities", "bad-capabilities")
+    for model in root.iterfind("host/secmodel"):
+        label = text_of(model, "baselabel")
+        if text_of(model, "model") == "dac" and re.fullmatch(r"\+\d+:\+\d+", label):
+            user, _, group = label.partition(":")
+            return int(user), int(group)
+    return 0, 0
+
+
 def load(xml: str) -> Element:
     """Return the <domain> element.
 

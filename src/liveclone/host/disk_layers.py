@@ -43,6 +43,15 @@ def find_layers(top: Path) -> list[Path]:
             )
 
 
+def format_of(layer: Path) -> str:
+    """Return "qcow2" or "raw".
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    return "qcow2" if _read_head(layer).startswith(qcow2.MAGIC) else "raw"
+
+
 class Disk:
     """An open disk, from one of its layers down; use it as a context manager."""
 

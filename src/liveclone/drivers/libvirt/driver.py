@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuids
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ...host import acceleration, locks
 from ...model.machine import Machine
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan
-from . import adoption, hardware, ports, recovery, registry, restore
+from . import access, adoption, hardware, ports, recovery, registry, restore
 from .handle import LibvirtHandle
 from .link import Link, open_link
 from .registry import DomainRef
@@ -28,14 +29,20 @@ CONSOLE_LOG = "console.log"
 
 
 class LibvirtDriver:
-    """Implements `drivers.base.Driver` with domains of one libvirt. `uri` empty: libvirt's default."""
+    """Implements `drivers.base.Driver` with domains of one libvirt.
+
+    Args:
+        uri: empty: libvirt's default.
+        roots: folders that are liveclone's own; QEMU, as whichever user it runs, is let through them (access.py).
+    """
 
     name = "libvirt"
     shared = True
     methods: tuple[CaptureMethod, ...] = (CaptureMethod.STREAM,)
 
-    def __init__(self, uri: str = "") -> None:
+    def __init__(self, uri: str = "", roots: Sequence[Path] = ()) -> None:
         self.uri = uri
+        self._roots = roots
         self._abilities: Abilities | None = None
 
     async def abilities(self) -> Abilities:
@@ -52,6 +59,8 @@ class LibvirtDriver:
         async with AsyncExitStack() as undo:
             held, link = await self._hold(plan.folder, plan.name, undo)
             ref = registry.read(plan.folder)
+            allowed = await access.find(link, self._roots)
+            layers = await access.grant_layers(allowed, [plan.disk])
             if ref is None:
                 await restore.check_name_is_free(link, plan.name)
                 ref = registry.make_ref(link.uri, plan.name)
@@ -64,6 +73,7 @@ class LibvirtDriver:
                     hardware=plan.hardware.replace(acceleration=abilities.acceleration),
                     boot=plan.boot,
                     disk=str(plan.disk),
+                    layers=layers[plan.disk],
                     console_log=str(plan.folder / CONSOLE_LOG),
                 )
                 await link.call("defining", link.connection.defineXML, definition)
@@ -77,7 +87,8 @@ class LibvirtDriver:
         await self._check_family(plan)
         async with AsyncExitStack() as undo:
             held, link = await self._hold(plan.folder, plan.name, undo)
-            ref, _domain = await restore.restore(link, plan, plan.folder / CONSOLE_LOG)
+            allowed = await access.find(link, self._roots)
+            ref, _domain = await restore.restore(link, plan, plan.folder / CONSOLE_LOG, allowed)
             undo.push_async_callback(restore.forget, link, ref)
             handle = await self._handle(plan.folder, ref, link, held)
             undo.pop_all()
@@ -130,6 +141,9 @@ class LibvirtDriver:
         try:
             if ref is None:
                 ref = await adoption.find(link, name)
+                allowed = await access.find(link, self._roots)
+                for root in self._roots:  # its clones would not start: told now, not then
+                    await asyncio.to_thread(allowed.open_way, root)
                 registry.write(folder, ref)
             return await adoption.look(link, ref)
         finally:

@@ -26,6 +26,7 @@ from ...formats import domain_rewrite, domain_xml, libvirt_save
 from ...host import files, process
 from ..base import RestorePlan
 from . import constant, nics, registry, split, tickets
+from .access import Access, grant_layers
 from .link import Link
 from .registry import DomainRef
 
@@ -34,19 +35,27 @@ DISK = "vda"
 _NOT_RUN = "libvirt did not run the hook: reload libvirtd"
 
 
-async def restore(link: Link, plan: RestorePlan, console_log: Path) -> tuple[DomainRef, libvirt.virDomain]:
+async def restore(
+    link: Link, plan: RestorePlan, console_log: Path, access: Access
+) -> tuple[DomainRef, libvirt.virDomain]:
     """Start the clone; it stands still when this returns.
 
     Raises:
-        Conflict: there is a domain of that name. HypervisorError: libvirt refused it. No domain is left.
+        Conflict: there is a domain of that name. Refused: QEMU cannot come to its files. HypervisorError: libvirt refused
+        it. No domain is left.
     """
     await check_name_is_free(link, plan.name)
     header = split.read_header(plan.device_state)
     ref = registry.make_ref(link.uri, plan.name)
+    image = Path(plan.memory.path)
+    await asyncio.to_thread(access.grant, image, write=True)
     spec = _specify(plan, header.xml, ref, console_log)
+    layers = await grant_layers(access, [Path(path) for path, _ in spec.disks.values()])
+    spec = dataclasses.replace(
+        spec, layers={target: layers[Path(path)] for target, (path, _) in spec.disks.items()}
+    )
     for nic in domain_xml.parse_domain(header.xml).nics:
         registry.keep_nic(plan.folder, nics.id_of(nic), nic.xml)
-    image = Path(plan.memory.path)
     obstacle = await asyncio.to_thread(constant.find_obstacle, link.uri, image)
     async with AsyncExitStack() as failed:
         failed.push_async_callback(forget, link, ref)

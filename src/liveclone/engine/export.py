@@ -83,8 +83,7 @@ async def export(ctx: Context, text: str, target: Path, *, i_know: bool = False)
             sources = await _collect(ctx, snapshot, scratch)
             trace.at("export.collected")
             signed = _sign(ctx, snapshot, sources)
-            await thread.run(lambda go_on: _write(ctx, target, signed, sources, go_on))
-            trace.at("export.written")
+            await thread.run(lambda go_on: _write(ctx, target, signed, sources, go_on), undo=target.unlink)
     return Exported(
         snapshot=snapshot.name,
         file=str(target),
@@ -211,6 +210,7 @@ def _write(ctx: Context, target: Path, signed: SignedIndex, sources: Sequence[_S
             out.write(bytes(export_file.padding(size_bytes)))
             trace.at("export.member")
         out.write(export_file.END)
+    trace.at("export.written")
 
 
 def _read(source: _Source) -> Iterator[bytes]:

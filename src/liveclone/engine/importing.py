@@ -84,11 +84,9 @@ async def import_(ctx: Context, file: Path, name: str = "") -> Imported:
         files.make_folder(ctx.layout.snapshot(snapshot_id))
         trace.at("import.begun")
         imported = await thread.run(_Import(ctx, file, name, snapshot_id).carry_out)
-        trace.at("import.read")
         ctx.snapshots.create(imported.snapshot)
         ctx.snapshots.save(imported.snapshot)  # durable, as the word `sealed` says
         undo.pop_all()
-    trace.at("import.done")
     return imported
 
 
@@ -257,6 +255,7 @@ class _Import:
             addresses=(),
             layers=(),
         )
+        trace.at("import.read")
         own = self.ctx.layout.host_key.exists() and self.ctx.host_key.public_raw()
         return Imported(snapshot, signed.signature.key, is_own=_public(signed) == own)
 

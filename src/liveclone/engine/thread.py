@@ -19,8 +19,16 @@ T = TypeVar("T")
 GoOn = Callable[[], None]
 
 
-async def run(work: Callable[[GoOn], T]) -> T:
-    """Return what `work` does. It is given a function that raises OSError (ECANCELED) once we are cancelled."""
+def nothing() -> None:
+    """Undo nothing: the caller removes all that there is."""
+
+
+async def run(work: Callable[[GoOn], T], undo: Callable[[], None] = nothing) -> T:
+    """Return what `work` does. It is given a function that raises OSError (ECANCELED) once we are cancelled.
+
+    Args:
+        undo: called if we are cancelled and the work came to its end all the same.
+    """
     stop = threading.Event()
 
     def go_on() -> None:
@@ -35,5 +43,6 @@ async def run(work: Callable[[GoOn], T]) -> T:
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
-        task.exception()  # it is ours: nobody else is told
+        if task.exception() is None:
+            undo()
         raise

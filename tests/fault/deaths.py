@@ -111,6 +111,8 @@ CONCERNED = {
     "clone": {Whose.CLONE},
     "run": {Whose.MACHINE},
     "start": {Whose.MACHINE},
+    "export": set(),  # no machine takes part
+    "import": set(),
 }
 NO_QEMU = {
     ("handover.retired", Whose.SOURCE): "it has just been ended",

@@ -1,4 +1,4 @@
-"""snapshot: create (also its short form), list, show, remove, seal."""
+"""snapshot: create (also its short form), list, show, remove, seal. Others of the group are in `transfer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from . import complete, output, params
+from . import complete, output, params, transfer
 from .prove import print_proof
 from .verb import Cli, make_group, verb
 
@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
     verb(group, "show", "inspect")(show)
     verb(group, "remove", "rm")(remove)
     verb(group, "seal")(seal)
+    transfer.register(group)
     app.add_typer(group, name="snapshot")
 
 

@@ -305,6 +305,12 @@ class Driver(Protocol):
         A process that is left ends. What the machine had before it was adopted stays. Twice does no harm.
         """
 
+    async def flatten(self, disk: Path, target: Path) -> None:
+        """Write the disk whose frozen top layer is `disk` to the new file `target`, as one layer that stands on nothing.
+
+        Only what the guest would read of it. Fails with LivecloneError; the caller removes what there is of `target`.
+        """
+
 
 def still_running(name: str, deadline_s: float) -> TimedOut:
     return TimedOut(

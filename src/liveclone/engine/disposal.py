@@ -107,12 +107,12 @@ def dispose_snapshot(ctx: Context, snapshot_id: str, hot: Path) -> None:
 
 
 def keep_layer_only(folder: Path) -> None:
-    """Remove all of a snapshot's folder but its frozen disk layer."""
+    """Remove all of a snapshot's folder but its frozen disk layer, and what machines on it start from cold with."""
     try:
         for path in folder.iterdir():
             if path.is_dir():
                 files.remove_tree(path)
-            elif not path.name.startswith(parts.DISKS):
+            elif not path.name.startswith(parts.DISKS) and path.name not in parts.BOOT:
                 path.unlink()
     except FileNotFoundError:
         return
@@ -151,13 +151,15 @@ def sweep(ctx: Context) -> None:
     for folder in ctx.layout.snapshots.iterdir():
         if folder.name not in needed and not locks.is_held(ctx.layout.lock(f"snapshot-{folder.name}")):
             files.remove_tree(folder)
+            ctx.layout.lock(f"snapshot-{folder.name}").unlink(missing_ok=True)
     used = {machine.memory.path for machine in machines if machine.memory}
     used |= {snapshot.hot.path for snapshot in snapshots if snapshot.hot}
     used |= {str(ctx.layout.hot_image(snapshot_id)) for snapshot_id in working}
     for path in ctx.layout.hot.glob("*.*"):
         owner_id = path.name.partition(".")[0]
         known = any(machine.id == owner_id for machine in machines)
-        if str(path) not in used and not known and not _is_busy(ctx, owner_id):
+        busy = _is_busy(ctx, owner_id) or locks.is_held(ctx.layout.lock(f"snapshot-{owner_id}"))
+        if str(path) not in used and not known and not busy:
             path.unlink(missing_ok=True)
 
 

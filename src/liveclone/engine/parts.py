@@ -31,6 +31,7 @@ from .context import Context
 
 STATE, MEMORY, DISK = "state", "memory", "disk.qcow2"
 DISKS = "disk"  # how the name of each disk of a snapshot begins
+BOOT = KERNEL, INITRD = "kernel", "initrd"  # of a snapshot that was imported: others have their image's
 DAMAGED = "damaged"  # why nothing may start from this snapshot any more (recheck.py)
 _STAMPS = "stamps.json"
 

@@ -102,7 +102,7 @@ def layer_name(path: Path) -> str:
 def check_public(snapshot: Snapshot) -> None:
     """Let a snapshot be given to others only if it was scrubbed, and nothing was found in it.
 
-    Whatever hands one out (an export, a public image) calls this, unless its user says that they know.
+    Whatever hands one out (engine/export) calls this, unless its user says that they know.
 
     Raises:
         Refused: it may hold secrets; `seen` says why.

@@ -261,8 +261,8 @@ def _find_evidence(ctx: Context, machine: Machine) -> Evidence | None:
     if machine.clone_of:
         return ctx.evidence(machine.clone_of).load(machine.id)
     for snapshot in reversed(ctx.snapshots.list()):
-        if snapshot.source == machine.id:
-            return ctx.evidence(snapshot.id).load(machine.id)
+        if snapshot.source == machine.id and (found := ctx.evidence(snapshot.id).load(machine.id)):
+            return found  # one that was imported has none
     return None
 
 

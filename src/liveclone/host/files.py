@@ -162,7 +162,7 @@ def copy_sparse(
                 for start, length in data_ranges(reader.fileno(), size):
                     for offset in range(start, start + length, _CHUNK):
                         data = os.pread(reader.fileno(), min(_CHUNK, start + length - offset), offset)
-                        _write_nonzero(fd, data, offset)
+                        write_nonzero(fd, data, offset)
                         progress((offset + len(data)) / size)
                 os.fsync(fd)
             finally:
@@ -177,7 +177,8 @@ _STEP = 64 * 1024
 _ZEROS = bytes(_STEP)
 
 
-def _write_nonzero(fd: int, data: bytes, offset: int) -> None:
+def write_nonzero(fd: int, data: bytes, offset: int) -> None:
+    """Write to an open file at `offset`, leaving out pieces of zeros; a file that was empty has holes there."""
     view = memoryview(data)
     begin: int | None = None
     for at in range(0, len(view), _STEP):

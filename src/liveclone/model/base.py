@@ -56,3 +56,8 @@ def decode(data: bytes, kind: type[T], on: str) -> T:
             seen=str(error),
             next_step="restore the file from a copy, or remove the object it belongs to",
         ) from error
+
+
+def convert(value: object, kind: type[T], on: str) -> T:
+    """Return the value that plain dicts, lists, strings and numbers make up; raises as `decode` does."""
+    return decode(msgspec.json.encode(value), kind, on)

@@ -4,6 +4,7 @@
       images/NAME/                     manifest.json disk.qcow2 vmlinuz initrd
       machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log scrubbed.json
       snapshots/ID/                    manifest.json state memory disk.qcow2 key evidence/MACHINE.json seal.log
+                                       kernel initrd (of one that was imported)
       network/                         macs leases.json
       host.key                         signs evidence (identity/signature.py)
       locks/                           one file for each object, and one for each collection

@@ -646,3 +646,33 @@ def test_completion_knows_the_names(town: Home) -> None:
     assert complete("cp", "we") == ["web:"]
     assert "--wait-sealed" in complete("snapshot", "create", "--w")
     assert complete("show", "nobody") == []
+
+
+def test_a_snapshot_travels_as_a_file(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "warm.lcs"
+    home.run("run", "image", "--name", "web", "-m", "128M")
+    home.run("snapshot", "web", "--name", "warm", "--wait-sealed")
+    assert home.fail(3, "snapshot", "export", "warm", str(file))["error"] == "not-proven"
+    assert not file.exists()
+    ended = home.call("snapshot", "export", "warm", str(file), "--i-know")
+    assert ended.returncode == 0
+    assert f"warm is in {file}: " in ended.stdout.decode()
+    assert b"not proven: snapshot warm may hold secrets of web: it was taken without --scrub" in ended.stderr
+    assert home.fail(3, "snapshot", "export", "warm", str(file), "--i-know")["error"] == "file-exists"
+    written = home.json("snapshot", "export", "warm", str(tmp_path / "again.lcs"), "--i-know")
+    assert written["snapshot"] == "warm"
+    assert written["size_bytes"] == (tmp_path / "again.lcs").stat().st_size
+    assert written["unproven"]
+
+    assert home.fail(3, "snapshot", "import", str(file))["error"] == "name-taken"
+    assert home.fail(4, "snapshot", "import", str(tmp_path / "none"))["error"] == "no-such-file"
+    told = home.run("snapshot", "import", str(file), "--name", "other")
+    assert told == "other is imported; it was exported by this host\n"
+    imported = home.json("snapshot", "import", str(file), "--name", "third")
+    assert imported["snapshot"]["name"] == "third"
+    assert imported["snapshot"]["state"] == "sealed"
+    assert (imported["key"], imported["own_key"]) == (written["key"], True)
+    assert home.run("clone", "other", "--quiet").strip()
+    file.write_bytes(b"anything")
+    assert home.fail(11, "snapshot", "import", str(file), "--name", "fourth")["error"] == "bad-export"
+    home.remove_all()

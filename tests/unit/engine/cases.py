@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.engine import remove, run, seal
+from liveclone.engine import export, importing, remove, run, seal
 from liveclone.model.snapshot import CaptureMethod
 from tests.contract.children import Children, Ended
 
@@ -21,6 +21,8 @@ from .world import (
     SCRUB,
     World,
     clone_job,
+    export_job,
+    import_job,
     run_job,
     scrub_job,
     seal_job,
@@ -41,6 +43,8 @@ OPERATIONS = {
     "clone": ("clone",),
     "seal": ("seal",),
     "scrub": ("scrub", "snapshot"),
+    "export": ("export",),
+    "import": ("import",),
 }
 
 
@@ -61,6 +65,11 @@ class Case:
     def takes_snapshot(self) -> bool:
         return self.operation in ("handover", "background", "stream", "scrub")
 
+    @property
+    def file(self) -> Path:
+        """What is exported, or imported."""
+        return self.world.home / "files" / "base.lcs"
+
     async def prepare(self) -> None:
         """Bring the home into the state in which the operation begins."""
         world = self.world
@@ -68,8 +77,13 @@ class Case:
             return
         if not world.ctx.machines.list():
             await world.run("web")
-            if self.operation in ("background", "stream", "clone"):
+            if self.operation in ("background", "stream", "clone", "export", "import"):
                 await world.snapshot("web", "base")
+            if self.operation in ("export", "import"):
+                self.file.parent.mkdir()
+                await asyncio.to_thread(seal.seal, world.ctx, world.ctx.snapshots.find("base").id)
+            if self.operation == "import":
+                await export.export(world.ctx, "base", self.file, i_know=True)
         elif self.operation == "handover":
             await run.stop(world.ctx, "web", force=True)
             await run.start(world.ctx, "web")
@@ -86,6 +100,8 @@ class Case:
             "start": (start_job, ("web",)),
             "clone": (clone_job, ("base", "new")),
             "scrub": (scrub_job, ("web", "new")),
+            "export": (export_job, ("base", str(self.file))),
+            "import": (import_job, (str(self.file), "new")),
             "seal": (
                 seal_job,
                 (self.world.ctx.snapshots.find("new").id if self.operation == "seal" else "",),
@@ -105,6 +121,10 @@ class Case:
             return await world.clone("base", names=("new",))
         if self.operation == "scrub":
             return await world.snapshot("web", "new", scrub=SCRUB)
+        if self.operation == "export":
+            return await export.export(world.ctx, "base", self.file, i_know=True)
+        if self.operation == "import":
+            return await importing.import_(world.ctx, self.file, "new")
         return await world.snapshot("web", "new", CaptureMethod(self.operation))
 
     async def clean(self) -> None:
@@ -113,6 +133,8 @@ class Case:
             await self.world.remove("new")
         if any(taken.name == "new" for taken in self.world.ctx.snapshots.list()):
             await remove.remove_snapshot(self.world.ctx, "new")
+        if self.operation == "export":
+            self.file.unlink(missing_ok=True)
 
 
 class Cases:

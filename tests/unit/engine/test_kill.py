@@ -44,6 +44,8 @@ async def test_a_command_that_was_killed_is_settled(case: Case, operation: str, 
         sealed = await asyncio.to_thread(seal.seal, world.ctx, world.ctx.snapshots.find("new").id)
         assert sealed.state is SnapshotState.SEALED
     assert await world.find_faults() == []
+    if operation == "export":
+        assert list(case.file.parent.iterdir()) == ([case.file] if point == "export.written" else [])
     if case.takes_snapshot:
         await world.check_runs("web")
         assert await world.read("web", "/srv/token") == point

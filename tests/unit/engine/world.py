@@ -19,7 +19,7 @@ from liveclone.drivers.fake import layers
 from liveclone.drivers.fake.faults import VARIABLE
 from liveclone.drivers.fake.guest import is_consistent
 from liveclone.drivers.fake.handle import FakeHandle
-from liveclone.engine import clone, remove, repair, run, seal, snapshot
+from liveclone.engine import clone, export, importing, remove, repair, run, seal, snapshot
 from liveclone.engine.context import Context, open_context
 from liveclone.engine.settings import read as read_settings
 from liveclone.errors import NotFound
@@ -272,3 +272,11 @@ def clone_job(taken: str, name: str) -> str:
         if result.error is not None:
             raise result.error
     return name
+
+
+def export_job(taken: str, file: str) -> str:
+    return asyncio.run(export.export(open_context(), taken, Path(file), i_know=True)).snapshot
+
+
+def import_job(file: str, name: str) -> str:
+    return asyncio.run(importing.import_(open_context(), Path(file), name)).snapshot.id

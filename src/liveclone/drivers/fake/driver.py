@@ -13,7 +13,7 @@ from ...host import process
 from ...model.machine import Acceleration, Hardware, Machine, Memory
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan, cannot_adopt
-from . import launch, recovery
+from . import launch, layers, recovery
 from .connection import connect_port
 from .handle import FakeHandle
 from .ram import LEAST_BYTES
@@ -110,6 +110,9 @@ class FakeDriver:
 
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
+
+    async def flatten(self, disk: Path, target: Path) -> None:
+        layers.flatten(disk, target)
 
     async def _launch(
         self, plan: BootPlan | RestorePlan, hardware: Hardware, *, incoming: bool

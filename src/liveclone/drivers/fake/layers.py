@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import HypervisorError
 from ...formats import qcow2
-from .disk import Layer
+from .disk import Disk, Layer
 
 MAGIC = b"liveclone fake disk\n"
 
@@ -59,12 +59,31 @@ def write_base(path: Path, files: dict[str, str]) -> None:
     path.write_bytes(MAGIC + "".join(line + "\n" for line in lines).encode())
 
 
+def flatten(path: Path, target: Path) -> None:
+    """Write all lines of a chain into one layer on nothing: the header of a qcow2 without a backing file, then a base."""
+    with path.open("rb") as file:
+        size_bytes = qcow2.parse_header(file.read(qcow2.HEADER_BYTES)).size_bytes
+    lines = (json.dumps(line).encode() + b"\n" for line in Disk(read_chain(path)).lines())
+    target.write_bytes(_render_alone(size_bytes) + MAGIC + b"".join(lines))
+
+
+def _render_alone(size_bytes: int) -> bytes:
+    overlay = qcow2.render_overlay("nothing", "qcow2", size_bytes)
+    return overlay[:8] + bytes(12) + overlay[20:]  # offset and length of the backing file's name
+
+
 def _read_layer(path: Path) -> tuple[Layer, Path | None]:
     with path.open("rb") as file:
         head = file.read(qcow2.HEADER_BYTES)
     if head.startswith(MAGIC):
         return (str(path), len(MAGIC)), None
     header = qcow2.parse_header(head) if head.startswith(qcow2.MAGIC) else None
+    if header is not None and not header.backing:
+        begin = len(_render_alone(header.size_bytes))
+        with path.open("rb") as file:
+            file.seek(begin)
+            if file.read(len(MAGIC)) == MAGIC:
+                return (str(path), begin + len(MAGIC)), None
     if header is None or not header.backing:
         return (str(path), -1), None  # somebody's disk: nothing of ours is on it
     empty = qcow2.render_overlay(

@@ -13,7 +13,7 @@ import libvirt
 
 from ...errors import NotFound, Unsupported
 from ...formats import domain_new, domain_xml
-from ...host import acceleration, locks
+from ...host import acceleration, flatten, locks
 from ...model.machine import Machine
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan
@@ -162,6 +162,9 @@ class LibvirtDriver:
             await restore.forget(link, ref)
         finally:
             await link.close()
+
+    async def flatten(self, disk: Path, target: Path) -> None:
+        await flatten.flatten(disk, target)
 
     async def _hold(self, folder: Path, name: str, undo: AsyncExitStack) -> tuple[AsyncExitStack, Link]:
         """Keep others from the machine, and connect; both are let go of by `undo`, or with the handle."""

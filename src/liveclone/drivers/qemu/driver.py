@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import trace
 from ...errors import NotFound, Unsupported
-from ...host import acceleration, process
+from ...host import acceleration, flatten, process
 from ...model.machine import Acceleration, Boot, Hardware, Machine, Memory
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan, cannot_adopt
@@ -98,6 +98,9 @@ class QemuDriver:
 
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
+
+    async def flatten(self, disk: Path, target: Path) -> None:
+        await flatten.flatten(disk, target)
 
     async def _launch(
         self,

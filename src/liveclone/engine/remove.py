@@ -25,7 +25,7 @@ class RemovedMachine:
 
 
 async def remove_machine(ctx: Context, text: str, *, force: bool) -> RemovedMachine:
-    """Remove the machine that `text` names; a running one only with `force`.
+    """Remove the machine that `text` names; a running one only with `force`, but for one that was adopted: it runs on.
 
     One whose manifest is damaged is removed, with `force`, when `text` is its id; nobody knows its name.
 
@@ -43,7 +43,7 @@ async def remove_machine(ctx: Context, text: str, *, force: bool) -> RemovedMach
         return RemovedMachine(id=text, name=text)
     try:
         async with hold_machine(ctx, found.id, f"removing {found.name}") as machine:
-            if not force and process.is_alive(machine.process):
+            if not force and not machine.adopted and process.is_alive(machine.process):
                 raise Refused(
                     f"{machine.name} runs",
                     code="still-running",

@@ -240,7 +240,7 @@ def pack(
     with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, content in files.items():
             info = (infos or {}).get(name) or tarfile.TarInfo(name)
-            info.size = len(content) if info.isreg() else 0
+            info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     path.write_bytes(zstandard.ZstdCompressor(level=1).compress(data.getvalue() + more))
 
@@ -398,6 +398,15 @@ async def test_what_is_no_export_is_refused(elsewhere: World, file: Path, data: 
     assert (await refuse(elsewhere, file)).code == "bad-export"
     pack({"index.json": data}, file)
     assert isinstance(await refuse(elsewhere, file), Corrupt)
+
+
+async def test_an_index_that_was_changed_after_its_signing_is_refused(
+    elsewhere: World, good: Files, file: Path
+) -> None:
+    signed = base.decode(good["index.json"], SignedIndex, "index.json")
+    changed = signed.replace(index=signed.index | {"snapshot": "another"})
+    pack(good | {"index.json": base.encode(changed)}, file)
+    assert (await refuse(elsewhere, file)).seen == "its index is not what was signed"
 
 
 async def test_nothing_may_follow(elsewhere: World, good: Files, file: Path) -> None:

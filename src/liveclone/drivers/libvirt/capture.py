@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import libvirt
 
 from ... import trace
-from ...errors import HypervisorError, Unsupported
+from ...errors import HypervisorError, LivecloneError, Unsupported
 from ...formats import domain_new, domain_rewrite, domain_xml
 from ...model.snapshot import CaptureMethod
 from ..base import Captured, CapturePlan
@@ -26,7 +26,7 @@ from . import disk, nics, split
 from .link import Event, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .connection import Connection
 
@@ -35,6 +35,8 @@ _FLAGS = (
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA  # the domain's own list of snapshots is its owner's
 )
+_PAUSE_TARGET_MS = 20
+_CONVERGE_S, _LONGEST_PAUSE_MS = 30.0, 2000
 _LAYERS_ARE_THERE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
 _LIFECYCLE = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
 _SUSPENDED, _RESUMED = libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_RESUMED
@@ -64,6 +66,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         xml = _render(connection, domain, plan, save)
         plan.note("pausing", layers=[str(layer) for layer in layers], save=str(save))
         trace.at("stream.pausing")
+        await undo.enter_async_context(_short_pause(connection))
         watch = await undo.enter_async_context(connection.link.watch(connection.domain, _LIFECYCLE))
         pausing = asyncio.create_task(_see_pause(watch, plan.deadline_s))
         undo.callback(pausing.cancel)
@@ -135,6 +138,32 @@ async def _snapshot(connection: Connection, xml: str, flags: int) -> None:
         await asyncio.wait({call})
         call.exception()
         raise
+
+
+@contextlib.asynccontextmanager
+async def _short_pause(connection: Connection) -> AsyncIterator[None]:
+    """Ask QEMU in the block to stop the guest for the last few pages only; afterwards it aims at what it did before.
+
+    A guest that changes memory faster than QEMU writes it would then never be stopped: after a while it may be for longer.
+    """
+    domain = connection.domain
+    before = await connection.call("asking for its downtime", domain.migrateGetMaxDowntime)
+
+    async def give_in() -> None:
+        await asyncio.sleep(_CONVERGE_S)
+        with contextlib.suppress(LivecloneError):
+            await connection.call("allowing a longer pause", domain.migrateSetMaxDowntime, _LONGEST_PAUSE_MS)
+
+    await connection.call("asking for a short pause", domain.migrateSetMaxDowntime, _PAUSE_TARGET_MS)
+    waiting = asyncio.create_task(give_in())
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        with contextlib.suppress(LivecloneError):  # its QEMU has ended
+            await asyncio.shield(
+                connection.call("setting its downtime back", domain.migrateSetMaxDowntime, before)
+            )
 
 
 async def _see_pause(watch: Watch, deadline_s: float) -> float:

@@ -154,6 +154,16 @@ async def test_no_file_is_overwritten(world: World, file: Path) -> None:
     await world.remove_all()
 
 
+async def test_one_of_a_libvirt_domain_stays(world: World, file: Path) -> None:
+    taken = await take(world)
+    world.ctx.snapshots.save(taken.replace(driver="libvirt"))
+    with pytest.raises(Unsupported):
+        await export.export(world.ctx, "clean", file)
+    assert list(file.parent.iterdir()) == []
+    world.ctx.snapshots.save(taken)
+    await world.remove_all()
+
+
 async def test_a_damaged_part_is_not_exported(world: World, file: Path) -> None:
     """The hot image is good, and the sealed copy is what would go out."""
     taken = await take(world)

@@ -136,7 +136,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = _tier(item)
         item.add_marker(tier)
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIERS[tier]))
+            # The first test that wants a guest waits until one of the processes has built the image.
+            is_machine = item.get_closest_marker("machine") is not None
+            item.add_marker(pytest.mark.timeout(max(TIERS[tier], TIERS["vm"]) if is_machine else TIERS[tier]))
         if tier == "vm" or (tier == "fault" and item.get_closest_marker("light") is None):
             item.add_marker("machine")
     items.sort(key=lambda item: order.index(_tier(item)))

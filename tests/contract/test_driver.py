@@ -159,9 +159,9 @@ async def test_a_failed_boot_leaves_no_process_and_no_ram(lab: Lab) -> None:
         disk=folder / "missing.qcow2",
         memory=memory,
     )
-    with pytest.raises(HypervisorError) as caught:
+    with pytest.raises((HypervisorError, StoreError)) as caught:  # a driver may read a disk's head itself
         await lab.driver.boot(plan)
-    assert "missing.qcow2" in caught.value.seen
+    assert "missing.qcow2" in f"{caught.value.on} {caught.value.seen}"
     assert lab.processes() == []
     assert not list(folder.glob("run*"))
     assert not Path(memory.path).exists()

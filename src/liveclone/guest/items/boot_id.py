@@ -1,12 +1,14 @@
 """The boot id, by which programs tell one run of a machine from another (random(4)).
 
-The kernel draws it once and lets nobody write it, so a file of ours is bound over it: at the agent's start, with the same
-id, before there are services that have a procfs of their own (ProtectProc=; systemd takes along what is mounted then). Mount
-namespaces of services follow the system's, in which the agent is. A clone's id is written into that file, in one write:
-nobody sees the kernel's id again, mounts do not pile up, and a clone does not wait for mount(2) (20 ms under emulation).
+The kernel draws it once and lets nobody write it, so a file of ours is bound over it: by the agent's unit, with the same
+id, before there are services that have a procfs of their own (ProtectProc=; systemd takes along what is mounted then), and
+by the agent where that was not to be. Mount namespaces of services follow the system's, in which the agent is. A clone's id
+is written into that file, in one write: nobody sees the kernel's id again, mounts do not pile up, and a clone does not wait
+for mount(2) (20 ms under emulation).
 
-NOT HANDLED: an instance of procfs that somebody else mounts (a container's) shows the kernel's id, the source's. Programs
-that asked before keep what they were told. Under SELinux a confined service may be refused our file: it has /run's label.
+NOT HANDLED: an instance of procfs that somebody else mounts (a container's, or a service's that was there before the agent
+was installed) shows the kernel's id, the source's. Programs that asked before keep what they
+were told. Under SELinux a confined service may be refused our file: it has /run's label.
 """
 
 from __future__ import annotations

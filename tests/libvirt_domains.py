@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -133,6 +134,17 @@ def wait_for_agent(domain: Any) -> None:
             await agent.call("ping", deadline_s=PATIENCE_S)
 
     asyncio.run(ask())
+    deadline = time.monotonic() + PATIENCE_S
+    while unconnected(domain):  # the agent opens its ports one after the other
+        assert time.monotonic() < deadline, unconnected(domain)
+        time.sleep(0.05)  # libvirt has an event for the stock agent's port only
+
+
+def unconnected(domain: Any) -> list[str]:
+    """Return the names of those of our agent's ports that nobody in the guest has open."""
+    targets = ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/channel/target")
+    named = [(target.get("name", ""), target.get("state")) for target in targets]
+    return [name for name, state in named if name.startswith("org.liveclone.") and state != "connected"]
 
 
 def wait_for_stock_agent(uri: str, domain: Any) -> None:

@@ -173,8 +173,10 @@ class Lab:
     def clones(self, taken: Snapshot, count: int = 1, **options: Any) -> list[Machine]:
         """Start clones, all of which must be ready."""
         machines = []
-        for result in self.results(taken, count, **options):
+        results = self.results(taken, count, **options)
+        for result in results:
             if result.error is not None:
+                self.remove(*(other.machine for other in results if other.machine is not None))
                 raise AssertionError(result.error.fields()) from result.error
             assert result.machine is not None
             machines.append(result.machine)

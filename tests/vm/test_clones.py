@@ -248,7 +248,7 @@ def test_the_journal_goes_on_as_the_clones_own(lab: Lab, family: Family, story: 
             machine,
             "until [ -e /var/log/journal/$(cat /etc/machine-id)/system.journal ]; do sleep 0.1; done\n"
             "echo here | systemd-cat -t test; journalctl --sync; journalctl -t test -o json; systemd-id128 boot-id\n"
-            "journalctl --merge --unit warm-app -o json --reverse | tail -n 1",
+            f"journalctl --merge -o json -n 1 _HOSTNAME={story.before.name}",
         )
         own, boot_id, of_the_source = told.splitlines()
         own, of_the_source = json.loads(own), json.loads(of_the_source)

@@ -6,6 +6,7 @@ import pytest
 
 from liveclone.engine import audit
 from liveclone.model.audit import Role
+from liveclone.model.machine import Machine
 from liveclone.model.snapshot import Snapshot
 from tests.machines import Lab
 
@@ -16,6 +17,13 @@ COUNT = 32
 
 def test_all_pairs_are_distinct(lab: Lab, snapshotted: Snapshot) -> None:
     machines = lab.clones(snapshotted, COUNT)
+    try:
+        check_distinct(lab, machines, snapshotted)
+    finally:
+        lab.remove(*machines)
+
+
+def check_distinct(lab: Lab, machines: list[Machine], snapshotted: Snapshot) -> None:
     audited = lab.wait(audit.audit(lab.ctx, snapshotted.id))
     assert audited.equal == ()
     assert audited.left_out == ()
@@ -26,4 +34,3 @@ def test_all_pairs_are_distinct(lab: Lab, snapshotted: Snapshot) -> None:
     assert audited.pairs == count * (count - 1) // 2 - 1
     for nics in ([nic.mac for m in machines for nic in m.nics], [nic.ip for m in machines for nic in m.nics]):
         assert len(set(nics)) == COUNT
-    lab.remove(*machines)

@@ -17,7 +17,7 @@ from .context import Context
 from .execute import find_running
 from .holding import hold_machine
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 Report = tuple[tuple[ScanFinding, ...], tuple[FailedCheck, ...], tuple[str, ...], float]
 

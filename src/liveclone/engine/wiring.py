@@ -22,8 +22,8 @@ from .agent import Agent
 from .context import Context
 
 NIC_ID = "nic0"
-UNPLUG_DEADLINE_S = 10.0
-CONFIGURE_DEADLINE_S = 15.0
+UNPLUG_DEADLINE_S = 30.0
+CONFIGURE_DEADLINE_S = 60.0  # among 32 clones that start at once, a card was not there after 13
 ADDRESS_WAIT_S = 5.0  # for a guest that asks by DHCP
 
 

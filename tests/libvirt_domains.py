@@ -10,6 +10,7 @@ libvirtd (tests/libvirtd.py) ends it with everything else.
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -46,6 +47,7 @@ class Shape:
     channels: tuple[str, ...] = (AGENT, EXEC)
     genid: bool = False
     console_log: str = ""  # a file that gets all that the serial console shows
+    firmware: str = ""  # "efi": whichever libvirt chooses
 
 
 def make_domain(
@@ -76,7 +78,7 @@ def render_domain(name: str, image: Image, disks: list[Path], shape: Shape) -> s
     _add(domain, "vcpu", shape.vcpus)
     if shape.genid:
         _add(domain, "genid")
-    system = _add(domain, "os")
+    system = _add(domain, "os", **({"firmware": shape.firmware} if shape.firmware else {}))
     _add(system, "type", "hvm", arch="x86_64", machine=shape.machine)
     _add(system, "kernel", image.boot.kernel)
     _add(system, "initrd", image.boot.initrd)
@@ -105,6 +107,22 @@ def render_domain(name: str, image: Image, disks: list[Path], shape: Shape) -> s
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     return ElementTree.tostring(domain, encoding="unicode")
+
+
+def take_bootable_kernel(image: Image, folder: Path) -> Path:
+    """Return the kernel of an image's guest as its distribution made it: ours has no header that UEFI firmware knows."""
+    disk, kernel = folder / "look.raw", folder / "vmlinuz"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image.disk, disk], check=True)
+
+    def look(request: str) -> str:
+        return subprocess.run(
+            ["debugfs", "-R", request, disk], check=True, capture_output=True, text=True
+        ).stdout
+
+    (name,) = re.findall(r"/(vmlinuz-[^/]+)/", look("ls -p /boot"))
+    look(f"dump /boot/{name} {kernel}")
+    disk.unlink()
+    return kernel
 
 
 def find_channel(domain: Any, name: str = AGENT) -> Path:

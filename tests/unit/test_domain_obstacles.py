@@ -168,7 +168,7 @@ def test_devices_that_can_be_cloned(device: str) -> None:
         ("<os>", "<keywrap/><os>", "keywrap"),
         ("</os>", "<varstore/></os>", "os/varstore"),
         ("</os>", "<loader type='pflash' readonly='no'>/x.fd</loader></os>", "os/loader"),
-        ("</os>", "<nvram type='network'/></os>", "os/nvram"),
+        ("</os>", "<nvram>/x.fd</nvram></os>", "os/nvram"),
         (
             "</devices>",
             f"</devices><qemu:commandline {QEMU}><qemu:arg value='-x'/></qemu:commandline>",
@@ -184,6 +184,47 @@ def test_what_stands_outside_of_the_devices(old: str, new: str, what: str) -> No
     xml = load("debian12.live")
     assert old in xml
     assert names(xml.replace(old, new, 1)) == [what]
+
+
+@pytest.mark.parametrize(
+    ("new", "what", "why"),
+    [
+        (
+            "<nvram type='network'><source protocol='iscsi' name='x'/></nvram>",
+            "os/nvram",
+            "of type 'network'",
+        ),
+        ("<nvram type='block'><source dev='/dev/x'/></nvram>", "os/nvram", "of type 'block'"),
+        ("<nvram format='vmdk'>/x.fd</nvram>", "os/nvram", "format is 'vmdk'"),
+        (
+            "<nvram type='file'><source file='/x.fd'><encryption/></source></nvram>",
+            "os/nvram/encryption",
+            "does not know",
+        ),
+        (
+            "<nvram type='file'><source file='/x.fd'/><backingStore/></nvram>",
+            "os/nvram/backingStore",
+            "does not",
+        ),
+    ],
+)
+def test_variables_of_firmware_that_no_clone_can_have(new: str, what: str, why: str) -> None:
+    xml = load("fedora-uefi.live")
+    old = xml[xml.index("<nvram") : xml.index("</nvram>") + len("</nvram>")]
+    (found,) = find_obstacles(xml.replace(old, new))
+    assert found.what == what
+    assert why in found.why
+
+
+def test_variables_of_firmware_that_clones_can_have() -> None:
+    xml = load("fedora-uefi.live")
+    old = xml[xml.index("<nvram") : xml.index("</nvram>") + len("</nvram>")]
+    for new in (
+        "<nvram format='qcow2'>/x</nvram>",
+        "<nvram type='file'><source file='/x'><seclabel/></source></nvram>",
+    ):
+        assert names(xml.replace(old, new)) == []
+    assert names(load("debian12.live").replace("<os>", "<os firmware='efi'>")) == []
 
 
 def test_cards_that_cannot_be_unplugged_where_they_are() -> None:

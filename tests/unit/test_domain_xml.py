@@ -65,6 +65,7 @@ def test_a_cloud_image() -> None:
 def test_uefi_with_several_disks_and_cards() -> None:
     domain = read("fedora-uefi")
     assert (domain.firmware, domain.nvram) == ("efi", "/var/lib/libvirt/qemu/nvram/fedora-uefi_VARS.fd")
+    assert domain.nvram_format == "raw"
     assert (domain.id, domain.ram_bytes, domain.vcpus) == (None, GIB, 2)  # two of four are plugged
     assert [(disk.target, disk.format, disk.needs_own) for disk in domain.disks] == [
         ("vda", "qcow2", True),

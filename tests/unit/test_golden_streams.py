@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveclone.errors import Corrupt
-from liveclone.formats import compression, libvirt_save
+from liveclone.formats import compression, libvirt_save, stream_block
 from liveclone.formats.libvirt_save import SaveFormat
 from liveclone.formats.migration_stream import Run, Splitter
 from liveclone.units import MIB, PAGE
@@ -174,3 +174,15 @@ def test_a_save_image_that_is_cut_off(name: str, cut: int) -> None:
     data = load(name)
     with pytest.raises(Corrupt):
         split_image(data[: cut % len(data)], 10**6)[0].finish()
+
+
+@pytest.mark.parametrize("name", ["q35-flash", "7.2-q35-flash"])
+def test_the_variables_of_firmware_are_in_the_page_less_stream(name: str) -> None:
+    kept, _ = split(load(name))
+    state = kept.finish()
+    assert stream_block.read_block(state, "system.flash1") == b"variables".ljust(131072, b"\xff")
+    assert stream_block.read_block(state, "system.flash0")[:4] != b"vari"
+    with pytest.raises(Corrupt, match=r"lacks system\.flash2"):
+        stream_block.read_block(state, "system.flash2")
+    with pytest.raises(Corrupt):
+        stream_block.read_block(state[:-1], "system.flash1")

@@ -104,14 +104,32 @@ def _check_firmware(root: Element) -> Iterator[Obstacle]:
     for child in root.iterfind("os/*"):
         if child.tag not in _OS_SOUND:
             yield Obstacle(f"os/{child.tag}", "liveclone does not know it", TAKE_OUT)
-    if attribute_of(root, "os/nvram", "type") not in ("", "file"):
-        yield Obstacle("os/nvram", "the firmware's variables are in no file", "use a file for <nvram>")
     if (
         attribute_of(root, "os/loader", "type") == "pflash"
         and attribute_of(root, "os/loader", "readonly") == "no"
     ):
         why = "the guest can write its firmware's file, which all clones would share"
         yield Obstacle("os/loader", why, "use a read-only loader with <nvram>")
+    nvram = root.find("os/nvram")
+    if nvram is not None:
+        yield from _check_nvram(root, nvram)
+
+
+def _check_nvram(root: Element, nvram: Element) -> Iterator[Obstacle]:
+    kind, form = nvram.get("type", "file"), nvram.get("format", "raw")
+    if kind != "file":
+        why = f"the firmware's variables are in no file, but of type {kind!r}"
+        yield Obstacle("os/nvram", why, "use a file for <nvram>")
+    if form not in ("raw", "qcow2"):
+        yield Obstacle("os/nvram", f"its format is {form!r}; only raw and qcow2 are known", TAKE_OUT)
+    for inside in (*nvram, *nvram.iterfind("source/*")):
+        if inside.tag not in ("source", "seclabel"):
+            yield Obstacle(f"os/nvram/{inside.tag}", "liveclone does not know it", TAKE_OUT)
+    if not domain_xml.is_efi(root):
+        why = (
+            "variables without a flash device (<loader type='pflash'>) are not in the memory that is captured"
+        )
+        yield Obstacle("os/nvram", why, "use a loader of type pflash, or take <nvram> out")
 
 
 def _check_rest(root: Element) -> Iterator[Obstacle]:

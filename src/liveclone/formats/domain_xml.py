@@ -61,7 +61,7 @@ class Domain:
 
     `id` is None unless it runs; `kind` "kvm" or "qemu" (emulated); `genid` empty where it has no VMGENID device, or is yet
     to get one; `ram_bytes` all memory at start, of which a balloon may have taken a part; `vcpus` those plugged;
-    `firmware` "bios" or "efi"; `cpu` for people.
+    `firmware` "bios" or "efi", and `nvram` the file of its variables ("raw" or "qcow2"), where it has one; `cpu` for people.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Domain:
     emulator: str
     firmware: str
     nvram: str
+    nvram_format: str
     kernel: str
     initrd: str
     cmdline: str
@@ -117,6 +118,7 @@ def parse_domain(xml: str) -> Domain:
         emulator=text_of(devices, "emulator"),
         firmware="efi" if is_efi(root) else "bios",
         nvram=text_of(root, "os/nvram") or attribute_of(root, "os/nvram/source", "file"),
+        nvram_format=attribute_of(root, "os/nvram", "format") or "raw",
         kernel=text_of(root, "os/kernel"),
         initrd=text_of(root, "os/initrd"),
         cmdline=text_of(root, "os/cmdline"),

@@ -18,9 +18,6 @@ from . import hardware, nics, registry
 from .link import Link
 from .registry import DomainRef
 
-# NOT HANDLED: a clone needs a file of its own for them, and `restore` names none.
-_UEFI = "os/nvram: UEFI firmware's variables are not captured yet (use BIOS firmware)"
-
 
 async def find(link: Link, text: str) -> DomainRef:
     """Return the domain that has this name or UUID.
@@ -66,8 +63,7 @@ async def look(link: Link, ref: DomainRef) -> Adoption:
         process=registry.find_process(ref.uuid),
         obstacles=tuple(
             f"{one.what}: {one.why} ({one.next_step})" for one in domain_obstacles.find_obstacles(xml)
-        )
-        + ((_UEFI,) if found.nvram else ()),
+        ),
     )
 
 

@@ -22,7 +22,7 @@ from ...errors import HypervisorError, LivecloneError, Unsupported
 from ...formats import domain_new, domain_rewrite, domain_xml
 from ...model.snapshot import CaptureMethod
 from ..base import Captured, CapturePlan
-from . import disk, nics, split
+from . import disk, nics, nvram, split
 from .link import Event, Watch
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         layers = [one.layer for one in plan.disks] or [plan.next_disk]
         off = await undo.enter_async_context(AsyncExitStack())
         off.push_async_callback(_shielded_take_off, connection, layers)
-        plugged = {nics.id_of(nic): nic for nic in (await connection.read()).nics}
+        domain = await connection.read()
+        plugged = {nics.id_of(nic): nic for nic in domain.nics}
+        unwritten = nvram.stamp(connection, domain)
         await plan.before_pause()
         domain = await connection.read()
         xml = _render(connection, domain, plan, save)
@@ -74,6 +76,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         plan.note("frozen", on_next_disk=not plan.disks)
         trace.at("stream.frozen")
         pause_s = await pausing
+        variables = nvram.read_unwritten(connection, unwritten) if unwritten else None
         trace.at("stream.resumed")
         resumed = time.monotonic()
         await plan.after_pause()
@@ -83,7 +86,11 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         def describe(saved: str) -> str:
             return domain_new.add_nics(saved, unplugged)
 
-        await _finish(asyncio.to_thread(split.split, save, plan.memory, plan.device_state, describe))
+        def check(stream: bytes) -> None:
+            if variables is not None:
+                nvram.check(connection.name, stream, variables)
+
+        await _finish(asyncio.to_thread(split.split, save, plan.memory, plan.device_state, describe, check))
         for one in plan.disks:
             await _finish(asyncio.to_thread(disk.copy, one, plan.tell))
         if not plan.disks:

@@ -99,7 +99,7 @@ async def put_back(link: Link, ref: DomainRef, layer: Path) -> None:
         with layer.open("rb") as file:
             header = qcow2.parse_header(file.read(qcow2.HEADER_BYTES))
         below = layer.parent / header.backing
-        await asyncio.to_thread(_run, "commit", "-q", "-d", "-f", "qcow2", str(layer), on=layer)
+        await asyncio.to_thread(run_qemu_img, "commit", "-q", "-d", "-f", "qcow2", str(layer), on=layer)
         changed = domain_rewrite.with_disk(xml, target, str(below), header.backing_format or "raw")
         await link.call("defining", link.connection.defineXML, changed)
     layer.unlink(missing_ok=True)
@@ -121,13 +121,13 @@ def copy(disk: DiskCapture, tell: Callable[[str, float | None], None]) -> None:
         below = source.parent / header.backing
         form = header.backing_format or "raw"
         try:
-            _run("rebase", "-u", "-f", "qcow2", "-F", form, "-b", str(below), str(target), on=source)
+            run_qemu_img("rebase", "-u", "-f", "qcow2", "-F", form, "-b", str(below), str(target), on=source)
         except StoreError:
             target.unlink()
             raise
 
 
-def _run(command: str, *arguments: str, on: Path) -> None:
+def run_qemu_img(command: str, *arguments: str, on: Path) -> None:
     """Let qemu-img do something; raises StoreError."""
     done = subprocess.run(["qemu-img", command, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:

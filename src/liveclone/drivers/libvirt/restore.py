@@ -25,7 +25,7 @@ from ...errors import Conflict, HypervisorError, NotFound, StoreError
 from ...formats import domain_rewrite, domain_xml, libvirt_save
 from ...host import files, process
 from ..base import RestorePlan
-from . import constant, nics, registry, split, tickets
+from . import constant, nics, nvram, registry, split, tickets
 from .access import Access, grant_layers
 from .link import Link
 from .registry import DomainRef
@@ -54,8 +54,11 @@ async def restore(
     spec = dataclasses.replace(
         spec, layers={target: layers[Path(path)] for target, (path, _) in spec.disks.items()}
     )
-    for nic in domain_xml.parse_domain(header.xml).nics:
+    source = domain_xml.parse_domain(header.xml)
+    for nic in source.nics:
         registry.keep_nic(plan.folder, nics.id_of(nic), nic.xml)
+    if spec.nvram:
+        await asyncio.to_thread(nvram.write, plan.device_state, Path(spec.nvram), source.nvram_format)
     obstacle = await asyncio.to_thread(constant.find_obstacle, link.uri, image)
     async with AsyncExitStack() as failed:
         failed.push_async_callback(forget, link, ref)
@@ -161,6 +164,7 @@ def _specify(plan: RestorePlan, xml: str, ref: DomainRef, console_log: Path) -> 
         genid=str(uuids.uuid4()) if source.genid else "",
         disks={one.target: (one.path, one.format) for one in plan.disks} or {DISK: (str(plan.disk), "qcow2")},
         console_log=str(console_log) if logs else "",
+        nvram=str(plan.folder / nvram.FILE) if source.nvram else "",
     )
 
 

@@ -41,11 +41,18 @@ def read_header(path: Path) -> libvirt_save.SaveHeader:
     return libvirt_save.parse_header(head + rest)
 
 
-def split(save: Path, image: Path, state: Path, describe: Callable[[str], str]) -> None:
+def split(
+    save: Path,
+    image: Path,
+    state: Path,
+    describe: Callable[[str], str],
+    check: Callable[[bytes], None] = lambda stream: None,
+) -> None:
     """Write `image` and `state` from `save`, which is used up; `describe` makes the state's XML of the save image's.
 
     Raises:
-        Corrupt: the stream has something in it that we do not know. StoreError: no room. Neither file is left.
+        Corrupt: the stream has something in it that we do not know. StoreError: no room. And what `check` raises of the
+        stream without pages. Neither file is left.
     """
     from ...formats.migration_stream import Splitter  # numpy
 
@@ -58,6 +65,7 @@ def split(save: Path, image: Path, state: Path, describe: Callable[[str], str]) 
                     writer.write(run.offset, run.size_bytes, run.data)
             kept = splitter.finish()
             writer.resize(splitter.block_bytes)
+        check(kept)
         changed = dataclasses.replace(
             header, xml=describe(header.xml), format=libvirt_save.SaveFormat.RAW, data_bytes=0
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from liveclone.drivers.libvirt import constant, nvram, registry
-from liveclone.engine import adopt
+from liveclone.engine import adopt, wiring
 from liveclone.engine import settings as engine_settings
 from liveclone.engine.context import open_context
 from liveclone.formats.domain_xml import parse_domain
@@ -28,6 +28,7 @@ VARIABLE = "/sys/firmware/efi/efivars/Note-cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
 MOUNT = (
     "grep -q efivarfs /proc/mounts || { modprobe efivarfs && mount -t efivarfs v /sys/firmware/efi/efivars; }"
 )
+ADDRESS_WAIT_S = 0.2  # nobody gives a card one
 PERSISTENT = 2  # VIR_DOMAIN_XML_INACTIVE
 UNDEFINE_NVRAM = 4  # VIR_DOMAIN_UNDEFINE_NVRAM
 
@@ -78,7 +79,9 @@ def booted(
     variables = Path(parse_domain(domain.XMLDesc()).nvram)
     wait_for_agent(domain)
     machine = lab.wait(adopt.adopt(lab.ctx, "sealed"))
-    yield Booted(lab, domain, machine, variables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "ADDRESS_WAIT_S", ADDRESS_WAIT_S)
+        yield Booted(lab, domain, machine, variables)
     lab.close()
     domain.destroy()
     domain.undefineFlags(UNDEFINE_NVRAM)
@@ -125,10 +128,11 @@ def test_clones_have_variables_of_their_own(booted: Booted, monkeypatch: pytest.
 def test_a_guest_that_writes_its_variables_meanwhile_is_not_captured(booted: Booted) -> None:
     """QEMU does not notice it: the memory would be of another instant than the flash."""
     home, machine = booted.home, booted.machine
-    with Operation(home, "snapshot", stops=["stream.pausing"], machine=machine.id) as operation:
-        operation.reach("stream.pausing")
+    soon, point = {"wiring.ADDRESS_WAIT_S": ADDRESS_WAIT_S}, "stream.pausing"
+    with Operation(home, "snapshot", stops=[point], deadlines=soon, machine=machine.id) as operation:
+        operation.reach(point)
         booted.note(machine, "meanwhile")
-        operation.go_on("stream.pausing")
+        operation.go_on(point)
         error = operation.result()["error"]
     check_clear(error, source_state="running")
     assert error["error"] == "nvram-written"

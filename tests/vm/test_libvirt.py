@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from liveclone.drivers.libvirt import constant as drivers_constant
 from liveclone.drivers.libvirt import registry
 from liveclone.engine import adopt, recheck, run
 from liveclone.engine import settings as engine_settings
@@ -23,7 +24,7 @@ from liveclone.model.network import NetworkKind
 from liveclone.model.snapshot import Snapshot
 from tests.libvirt_domains import Shape, make_domain, wait_for_agent
 from tests.libvirtd import Libvirtd
-from tests.machines import LIGHT_RAM, Lab
+from tests.machines import LIGHT_RAM, Lab, Operation
 
 ADDRESS = "10.9.8.7/24"
 
@@ -154,6 +155,77 @@ def test_a_clone_boots_again_by_libvirts_own_means(story: Story, home: Lab) -> N
     wait_for_agent(domain)
     assert home.shell(clone, "cat /root/note") == "kept"
     home.remove(clone)
+
+
+@pytest.mark.parametrize("story", ["pc-raw-two-disks"], indirect=True)
+def test_a_clone_with_two_disks_is_a_source_too(
+    story: Story, home: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = home.clone(story.snapshot)
+    domain = story.domain.connect().lookupByName(clone.name)
+    folder, own = home.ctx.layout.machine(clone.id), [disk.path for disk in clone.disks]
+    assert sorted(path.name for path in folder.glob("disk*")) == ["disk-vdb.qcow2", "disk.qcow2"]
+
+    # Killed when both disks had got their next layers: what was written to these is kept.
+    with Operation(home, "snapshot", stops=["stream.resumed"], machine=clone.id) as operation:
+        operation.reach("stream.resumed")
+        assert not set(disks_of(domain)) & set(own)
+        write(home, clone, "behind the freeze")
+        operation.kill()
+    assert home.repair() == [clone.name]
+    assert disks_of(domain) == own
+    assert sorted(path.name for path in folder.glob("disk*")) == ["disk-vdb.qcow2", "disk.qcow2"]
+    assert read(home, clone) == ["behind the freeze"] * 2
+
+    write(home, clone, "captured")
+    taken = home.snapshot(clone, "of-a-clone", wait_sealed=True)
+    assert [disk.target for disk in taken.disks] == ["vda", "vdb"]
+    assert taken.layers == clone.layers
+    assert disks_of(domain) == [disk.path for disk in home.reload(clone).disks] != own
+    write(home, clone, "later")
+    constant = home.clone(taken)
+    with monkeypatch.context() as patch:
+        patch.setattr(drivers_constant, "find_obstacle", lambda uri, image: "asked for")
+        full = home.clone(taken)
+    for again, why in ((constant, ""), (full, "asked for")):
+        ref = registry.read(home.ctx.layout.machine(again.id))
+        assert ref is not None and ref.why_full == why
+        assert read(home, again) == ["captured"] * 2
+        write(home, again, "mine")
+
+    # Both frozen layers stay for as long as somebody stands on them, and no longer.
+    home.remove_snapshot(taken)
+    frozen = home.ctx.layout.snapshot(taken.id)
+    assert sorted(path.name for path in frozen.iterdir()) == ["disk-vda.qcow2", "disk-vdb.qcow2"]
+    home.remove(full)
+    domain.destroy()
+    domain.create()
+    wait_for_agent(domain)
+    assert read(home, clone) == ["later"] * 2
+    home.remove(clone)
+    assert read(home, constant) == ["mine"] * 2
+    home.remove(constant)
+    assert not frozen.exists()
+
+
+def disks_of(domain: Any) -> list[str]:
+    """Return the top layer of each disk of a domain that runs."""
+    sources = ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/disk/source")
+    return [source.get("file", "") for source in sources]
+
+
+def write(home: Lab, machine: Machine, text: str) -> None:
+    """Write a line to each of two disks."""
+    home.shell(
+        machine, f"echo {text} > /root/note; sync; echo {text} | dd of=/dev/vdb conv=sync,fsync status=none"
+    )
+
+
+def read(home: Lab, machine: Machine) -> list[str]:
+    """Return the lines, from the disks themselves."""
+    direct = "bs=4096 count=1 iflag=direct status=none"
+    script = f"dd if=/root/note {direct}; dd if=/dev/vdb {direct} | head -n 1"
+    return home.shell(machine, script).splitlines()
 
 
 def test_an_image_that_was_written_starts_no_more_clones(story: Story, home: Lab) -> None:

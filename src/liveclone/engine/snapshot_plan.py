@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..errors import Refused
 from ..host import files
 from ..identity import policy as policies
 from ..ids import check_name, new_id
+from ..model.disk import Disk
 from ..model.identity import ItemReport
 from ..model.machine import Machine, MachineState, MemorySource
 from ..model.scan import Scan
@@ -61,8 +63,7 @@ class Work:
     method: CaptureMethod
     began: float
     folder: Path
-    disks: tuple[DiskCapture, ...]  # of a machine whose disks are not ours
-    next_disk: Path
+    disks: tuple[DiskCapture, ...]
     memory: Path
     policy: policies.Policy
     scan: Scan | None = None
@@ -140,16 +141,6 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
             source_state="running, not touched",
             next_step="choose another name, or remove that one",
         )
-    if len(machine.disks) > 1 and not machine.adopted:
-        raise Refused(
-            f"{machine.name} has {len(machine.disks)} disks, and is a clone itself",
-            code="several-disks",
-            tried="a live snapshot",
-            on=machine.name,
-            seen=", ".join(disk.target for disk in machine.disks),
-            source_state="running, not touched",
-            next_step="take the snapshot of the machine that it was cloned from",
-        )
     snapshot_id = new_id()
     began = time.monotonic()
     return Work(
@@ -163,27 +154,31 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         began=began,
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),
-        disks=_plan_disks(machine, ctx.layout.snapshot(snapshot_id), snapshot_id),
-        next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
+        disks=tuple(_plan_disks(ctx, machine, snapshot_id)),
         memory=ctx.layout.hot_image(snapshot_id),
         scrub=request.scrub,
     )
 
 
-def _plan_disks(machine: Machine, folder: Path, snapshot_id: str) -> tuple[DiskCapture, ...]:
-    """Say what becomes of the disks of a machine that is not ours: copies in `folder`, and a layer beside each meanwhile."""
-    if not machine.adopted:
-        return ()
-    return tuple(
-        DiskCapture(
+def _plan_disks(ctx: Context, machine: Machine, snapshot_id: str) -> Iterator[DiskCapture]:
+    """Say what becomes of each disk: ours get a layer in the machine's folder, others one beside them for a while."""
+    folder, own = ctx.layout.snapshot(snapshot_id), ctx.layout.machine(machine.id)
+    only = Disk(target="", path=machine.disk, format="qcow2", size_bytes=machine.disk_bytes)
+    for disk in machine.disks or (only,):
+        present = Path(disk.path)
+        name = f"{parts.DISKS}-{disk.target}" if disk.target else parts.DISKS
+        if machine.adopted:
+            layer = present.with_name(f"{present.stem}.liveclone-{snapshot_id}.qcow2")
+        else:
+            layer = own / f"{name}-{snapshot_id}.qcow2"
+        yield DiskCapture(
             target=disk.target,
-            present=Path(disk.path),
+            present=present,
             format=disk.format,
-            frozen=folder / f"{parts.DISKS}-{disk.target}.{disk.format}",
-            layer=Path(disk.path).with_name(f"{Path(disk.path).stem}.liveclone-{snapshot_id}.qcow2"),
+            size_bytes=disk.size_bytes,
+            frozen=folder / f"{name}.{disk.format}",
+            layer=layer,
         )
-        for disk in machine.disks
-    )
 
 
 async def check_state(handle: Handle, machine: Machine) -> None:

@@ -18,6 +18,7 @@ from liveclone.engine import adopt, recheck, run
 from liveclone.engine import settings as engine_settings
 from liveclone.engine.context import open_context
 from liveclone.errors import Corrupt, Refused, Unsupported
+from liveclone.host import disk_layers
 from liveclone.model.image import Image
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind
@@ -27,6 +28,7 @@ from tests.libvirtd import Libvirtd
 from tests.machines import LIGHT_RAM, Lab, Operation
 
 ADDRESS = "10.9.8.7/24"
+INACTIVE = 2  # VIR_DOMAIN_XML_INACTIVE
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,9 @@ def test_a_clone_with_two_disks_is_a_source_too(
     assert not frozen.exists()
 
 
-def disks_of(domain: Any) -> list[str]:
-    """Return the top layer of each disk of a domain that runs."""
-    sources = ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/disk/source")
+def disks_of(domain: Any, flags: int = 0) -> list[str]:
+    """Return the top layer of each disk of a domain, as it runs or as it is defined."""
+    sources = ElementTree.fromstring(domain.XMLDesc(flags)).iterfind("devices/disk/source")
     return [source.get("file", "") for source in sources]
 
 
@@ -246,6 +248,37 @@ def test_an_image_that_was_written_starts_no_more_clones(story: Story, home: Lab
         home.clone(taken)
     assert "was written to after" in caught.value.seen
     home.remove_snapshot(taken)
+
+
+@pytest.mark.parametrize("story", ["pc-raw-two-disks"], indirect=True)
+def test_an_overlay_is_kept_if_asked(story: Story, home: Lab) -> None:
+    domain, own = story.domain, [Path(path) for path in disks_of(story.domain)]
+    write(home, story.machine, "captured")
+    taken = home.snapshot(story.machine, "kept", keep_overlay=True)
+    layers = [path.with_name(f"{path.stem}.liveclone-{taken.id}.qcow2") for path in own]
+    assert disks_of(domain) == disks_of(domain, INACTIVE) == [str(path) for path in layers]
+    assert [disk_layers.find_layers(path)[1:] for path in layers] == [[path] for path in own]
+    then = [path.stat().st_mtime_ns for path in own]
+    write(home, story.machine, "later")
+    clone = home.clone(taken)
+    assert read(home, clone) == ["captured"] * 2
+    below = [path for disk in clone.disks for path in disk_layers.find_layers(Path(disk.path))]
+    assert all(path.is_relative_to(home.ctx.layout.home) for path in below)
+    home.remove(clone)
+
+    # Of what is ours it needs nothing.
+    home.remove_snapshot(taken)
+    domain.destroy()
+    domain.create()
+    wait_for_agent(domain)
+    assert read(home, story.machine) == ["later"] * 2
+    assert disks_of(domain) == [str(path) for path in layers]
+    assert [path.stat().st_mtime_ns for path in own] == then
+
+    # And the next snapshot, without it, leaves the domain on the overlays.
+    home.remove_snapshot(home.snapshot(story.machine))
+    assert disks_of(domain) == disks_of(domain, INACTIVE) == [str(path) for path in layers]
+    assert sorted(own[0].parent.iterdir()) == sorted([*own, *layers])
 
 
 def test_a_domain_is_adopted_once(story: Story, home: Lab) -> None:

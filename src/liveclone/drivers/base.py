@@ -77,7 +77,8 @@ class DiskCapture:
     """A disk at a capture: `present` is its top layer now, `layer` where the machine writes next.
 
     Ours: `frozen` is another name (hard link) of `present`, and `layer` stands on it, is there already, and stays. Of a
-    machine that was adopted: the driver copies the disk into `frozen`, and `layer`, which it makes, is gone at the end.
+    machine that was adopted: the driver copies the disk into `frozen`, and `layer`, which it makes, is gone at the end,
+    unless it is to be kept.
     """
 
     target: str  # the hypervisor's name for it; empty where it has none
@@ -135,6 +136,7 @@ class CapturePlan:
     )  # ... and plugs them again, or at the end
     # All of them; empty: the machine is ours, and those above are its only one.
     disks: tuple[DiskCapture, ...] = ()
+    keep_overlay: bool = False  # a machine that was adopted writes the next layers from now on
     # Told how far it is, by any thread: (what, fraction).
     tell: Callable[[str, float | None], None] = field(default=lambda what, fraction: None)
 

@@ -61,6 +61,8 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
     committed = snapshot_id in machine.layers
     stays_on_layer = False
     complete = any(snapshot.id == snapshot_id for snapshot in ctx.snapshots.list())
+    if complete:
+        facts = facts | {"layers": []}  # none is left but those that are to be kept
     try:
         if not committed:
             found = await ctx.driver_for(machine.driver).recover(machine, folder, facts)

@@ -200,6 +200,7 @@ async def _capture(work: Work, handle: Handle, agent: agents.Agent, undo: AsyncE
         before_pause=unplug,
         after_pause=plug,
         disks=work.disks,
+        keep_overlay=work.keep_overlay,
         tell=ctx.progress,
     )
     captured = await handle.capture(plan)

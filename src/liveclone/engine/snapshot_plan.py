@@ -23,6 +23,7 @@ from . import capacity, parts
 from .context import Context
 from .scrub import Taken
 
+MARK = ".liveclone-"  # in the name of a layer beside somebody else's disk
 _BY_MEMORY = {
     MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
     MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
@@ -49,6 +50,7 @@ class Request:
     wait_sealed: bool = False
     policy: str = policies.DEFAULT  # what decides which findings of the scan refuse the snapshot
     scrub: Scrubbing | None = None
+    keep_overlay: bool = False  # a machine that was adopted goes on on the layers that it got for the capture
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Work:
     began: float
     folder: Path
     disks: tuple[DiskCapture, ...]
+    keep_overlay: bool
     memory: Path
     policy: policies.Policy
     scan: Scan | None = None
@@ -128,6 +131,15 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         capacity.check_capture(ctx, machine)
     if machine.adopted:
         capacity.check_copies(ctx, machine)
+    elif request.keep_overlay:
+        raise Refused(
+            f"{machine.name} was not adopted: it goes on on new disk layers anyway",
+            code="not-adopted",
+            tried="choosing what becomes of its disks",
+            on=machine.name,
+            source_state="running, not touched",
+            next_step="leave --keep-overlay out",
+        )
     name = request.name or _free_name(ctx, machine)
     check_name(name, "snapshot name")
     taken = [other for other in ctx.snapshots.list() if other.name == name]
@@ -155,6 +167,7 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),
         disks=tuple(_plan_disks(ctx, machine, snapshot_id)),
+        keep_overlay=request.keep_overlay,
         memory=ctx.layout.hot_image(snapshot_id),
         scrub=request.scrub,
     )
@@ -168,7 +181,7 @@ def _plan_disks(ctx: Context, machine: Machine, snapshot_id: str) -> Iterator[Di
         present = Path(disk.path)
         name = f"{parts.DISKS}-{disk.target}" if disk.target else parts.DISKS
         if machine.adopted:
-            layer = present.with_name(f"{present.stem}.liveclone-{snapshot_id}.qcow2")
+            layer = present.with_name(f"{present.stem.partition(MARK)[0]}{MARK}{snapshot_id}.qcow2")
         else:
             layer = own / f"{name}-{snapshot_id}.qcow2"
         yield DiskCapture(

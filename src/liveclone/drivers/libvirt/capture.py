@@ -87,7 +87,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         await _finish(asyncio.to_thread(split.split, save, plan.memory, plan.device_state, describe))
         for one in () if ours else plan.disks:
             await _finish(asyncio.to_thread(disk.copy, one, plan.tell))
-        if ours:
+        if ours or plan.keep_overlay:
             off.pop_all()  # the end: nothing that can fail or be cancelled comes after it
     return Captured(
         handle=connection,

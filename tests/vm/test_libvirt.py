@@ -14,7 +14,7 @@ import pytest
 
 from liveclone.drivers.libvirt import constant as drivers_constant
 from liveclone.drivers.libvirt import registry
-from liveclone.engine import adopt, recheck, run
+from liveclone.engine import adopt, recheck, run, wiring
 from liveclone.engine import settings as engine_settings
 from liveclone.engine.context import open_context
 from liveclone.errors import Corrupt, Refused, Unsupported
@@ -28,6 +28,7 @@ from tests.libvirtd import Libvirtd
 from tests.machines import LIGHT_RAM, Lab, Operation
 
 ADDRESS = "10.9.8.7/24"
+ADDRESS_WAIT_S = 0.2  # nobody gives these guests' cards one
 INACTIVE = 2  # VIR_DOMAIN_XML_INACTIVE
 
 
@@ -54,8 +55,10 @@ def home(
         lab.settings, driver="libvirt", libvirt_uri=libvirtd.uri, network=NetworkKind.LIBVIRT
     )
     lab.ctx = open_context(lab.settings)
-    yield lab
-    lab.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "ADDRESS_WAIT_S", ADDRESS_WAIT_S)
+        yield lab
+        lab.close()
 
 
 @pytest.fixture(scope="module", params=["q35-qcow2", "pc-raw-two-disks"])

@@ -187,7 +187,7 @@ def test_a_clone_with_two_disks_is_a_source_too(
     assert [disk.target for disk in taken.disks] == ["vda", "vdb"]
     assert taken.layers == clone.layers
     assert disks_of(domain) == [disk.path for disk in home.reload(clone).disks] != own
-    write(home, clone, "later")
+    write(home, clone, "not captured")
     constant = home.clone(taken)
     with monkeypatch.context() as patch:
         patch.setattr(drivers_constant, "find_obstacle", lambda uri, image: "asked for")
@@ -203,7 +203,16 @@ def test_a_clone_with_two_disks_is_a_source_too(
     frozen = home.ctx.layout.snapshot(taken.id)
     assert sorted(path.name for path in frozen.iterdir()) == ["disk-vda.qcow2", "disk-vdb.qcow2"]
     home.remove(full)
+
+    # Killed again, and then the domain ends too: it starts from the disks that it had, with what was written last.
+    own = disks_of(domain)
+    with Operation(home, "snapshot", stops=["stream.resumed"], machine=clone.id) as operation:
+        operation.reach("stream.resumed")
+        write(home, clone, "later")
+        operation.kill()
     domain.destroy()
+    assert home.repair() == [clone.name]
+    assert disks_of(domain, INACTIVE) == [disk.path for disk in home.reload(clone).disks] == own
     domain.create()
     wait_for_agent(domain)
     assert read(home, clone) == ["later"] * 2

@@ -158,10 +158,9 @@ class Lab:
         machine: Machine,
         name: str = "",
         method: CaptureMethod | None = None,
-        *,
-        wait_sealed: bool = False,
+        **options: Any,
     ) -> Snapshot:
-        request = snapshot.Request(machine=machine.id, name=name, method=method, wait_sealed=wait_sealed)
+        request = snapshot.Request(machine=machine.id, name=name, method=method, **options)
         return self.wait(snapshot.take(self.ctx, request))
 
     def results(self, taken: Snapshot, count: int = 1, **options: Any) -> list[clone.Result]:

@@ -22,11 +22,18 @@ from liveclone.model.snapshot import CaptureMethod
 
 
 async def take(
-    ctx: Context, machine: str, name: str = "", method: str = "", scrub: Sequence[str] = ()
+    ctx: Context,
+    machine: str,
+    name: str = "",
+    method: str = "",
+    scrub: Sequence[str] = (),
+    keep_overlay: bool = False,
 ) -> Any:
     wanted = CaptureMethod(method) if method else None
     scrubbing = Scrubbing(paths=tuple(scrub)) if scrub else None
-    request = snapshot.Request(machine=machine, name=name, method=wanted, scrub=scrubbing)
+    request = snapshot.Request(
+        machine=machine, name=name, method=wanted, scrub=scrubbing, keep_overlay=keep_overlay
+    )
     return (await snapshot.take(ctx, request)).id
 
 

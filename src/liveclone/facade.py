@@ -88,10 +88,12 @@ class Host:
         wait_sealed: bool = False,
         policy: str = DEFAULT,
         scrub: Scrubbing | None = None,
+        keep_overlay: bool = False,
     ) -> Snapshot:
         """Take a live snapshot, unless the policy refuses what is found in the machine; it runs on.
 
-        With `scrub`, without its secrets (docs/scrub.md).
+        With `scrub`, without its secrets (docs/scrub.md). With `keep_overlay` a machine that was adopted goes on on
+        overlays beside its disks (docs/libvirt.md).
         """
         request = snapshot.Request(
             machine=machine,
@@ -100,6 +102,7 @@ class Host:
             wait_sealed=wait_sealed,
             policy=policy,
             scrub=scrub,
+            keep_overlay=keep_overlay,
         )
         return self._wait(snapshot.take(self.context, request))
 

@@ -69,6 +69,21 @@ def test_no_room_for_a_layer(shop: Shop, disks: Room, point: str) -> None:
     assert shop.lab.ctx.snapshots.list() == []
 
 
+def test_its_disk_cannot_be_copied_behind_the_split(shop: Shop) -> None:
+    """The memory image is there already by then."""
+
+    def bar() -> None:
+        (folder,) = shop.lab.ctx.layout.snapshots.iterdir()
+        (folder / "disk-vda.qcow2").symlink_to("/dev/full")
+
+    with doing_at("stream.resumed", bar) as errors:
+        shop.lab.snapshot(shop.machine)
+    (error,) = errors
+    check_clear(error, source_state="running")
+    assert shop.find_left() == []
+    shop.check()
+
+
 def test_no_room_to_put_back_what_the_layer_holds(shop: Shop, disks: Room) -> None:
     """The domain stays on the layer, with all that its guest wrote, until there is room."""
     layer, name = f"{shop.disk.stem}.liveclone-", shop.machine.name

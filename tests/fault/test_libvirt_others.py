@@ -115,6 +115,17 @@ def test_destroyed_meanwhile(shop: Shop, point: str) -> None:
     assert len(shop.lab.ctx.snapshots.list()) == (point == "snapshot.committed")
 
 
+def test_destroyed_when_the_snapshot_stands_its_overlay_stays_if_it_was_to_be_kept(shop: Shop) -> None:
+    with doing_at("snapshot.committed", lambda: shop.domain.destroy()) as errors:
+        shop.lab.snapshot(shop.machine, keep_overlay=True)
+    (error,) = errors
+    check_clear(error, source_state="stopped")
+    (taken,) = shop.lab.ctx.snapshots.list()
+    layer = shop.disks / f"{shop.disk.stem}.liveclone-{taken.id}.qcow2"
+    assert f"<source file='{layer}'/>" in shop.domain.XMLDesc(INACTIVE)
+    assert disk_layers.find_layers(layer)[1] == shop.disk
+
+
 def test_what_it_wrote_before_its_qemu_died_is_kept(shop: Shop) -> None:
     """Our process is dead too: the next command finds a domain that is shut off, on a layer of ours."""
     mark = "written-behind-the-freeze"

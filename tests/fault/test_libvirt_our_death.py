@@ -25,6 +25,16 @@ def test_a_snapshot(shop: Shop, point: str) -> None:
     assert len(shop.lab.ctx.snapshots.list()) == (point == "snapshot.done")
 
 
+def test_an_overlay_is_not_kept_before_the_snapshot_stands(shop: Shop) -> None:
+    point, source = "snapshot.committed", shop.machine.id
+    with Operation(shop.lab, "snapshot", kill_at=point, machine=source, keep_overlay=True) as operation:
+        assert operation.result() == {"killed": True}
+    assert shop.look()["disks"] != shop.before["disks"]
+    assert shop.lab.repair() == [shop.machine.name]
+    shop.check()
+    assert shop.lab.ctx.snapshots.list() == []
+
+
 @pytest.mark.parametrize("point", CLONE)
 def test_a_clone(shop: Shop, taken: Snapshot, point: str) -> None:
     wanted = {"snapshot": taken.id, "names": ["doomed"]}

@@ -65,6 +65,13 @@ def create(
         bool, typer.Option("--wait-sealed", help="Return only when it would survive a reboot of the host.")
     ] = False,
     policy: params.Policy = "default",
+    keep_overlay: Annotated[
+        bool,
+        typer.Option(
+            "--keep-overlay",
+            help="Leave an adopted machine on the overlays beside its disks: they are not committed back.",
+        ),
+    ] = False,
     scrub: Annotated[
         bool,
         typer.Option(
@@ -104,6 +111,7 @@ def create(
             wait_sealed=wait_sealed,
             policy=policy,
             scrub=_scrubbing(scrub, scrub_path or (), scrub_unit or ()),
+            keep_overlay=keep_overlay,
         )
         taken = await snapshot.take(ctx, request)
         return views.summarize_snapshot(ctx, taken, 0)

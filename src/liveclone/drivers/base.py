@@ -74,14 +74,17 @@ class RestorePlan:
 
 @dataclass(frozen=True)
 class DiskCapture:
-    """A disk that is not ours. It is captured into `frozen`, a copy, and afterwards is what it was.
+    """A disk at a capture: `present` is its top layer now, `layer` where the machine writes next.
 
-    `layer` is where the machine writes meanwhile: made by the driver, beside the disk, and gone at the end.
+    Ours: `frozen` is another name (hard link) of `present`, and `layer` stands on it, is there already, and stays. Of a
+    machine that was adopted: the driver copies the disk into `frozen`, and `layer`, which it makes, is gone at the end,
+    unless it is to be kept.
     """
 
-    target: str
+    target: str  # the hypervisor's name for it; empty where it has none
     present: Path
     format: str
+    size_bytes: int  # as the guest sees it
     frozen: Path
     layer: Path
 
@@ -111,7 +114,7 @@ class CapturePlan:
     `note(step, **facts)` is called at each named step, in the pause window too, and makes the facts durable
     before the next step, so that a later process can finish or undo (engine/recover.py). A capture that has a point of
     no return says "committing" before it: from then on the caller does not cancel it. Before the guest runs on the next
-    layer `on_next_disk=True` is noted: should every process of the machine die, its disk ends with `next_disk` for as
+    layer `on_next_disk=True` is noted: should every process of the machine die, each disk ends with its next layer for as
     long as that file is there. So whoever writes it back into the layer below removes it, and a capture that fails
     behind "pausing" leaves it where it could not be written back. `before_pause` is awaited when all that takes time
     is prepared, so that what the guest loses for the capture it loses for a moment only; `after_pause`, which raises
@@ -123,16 +126,17 @@ class CapturePlan:
     folder: Path  # the machine's
     device_state: Path  # to be written
     memory: Path  # to be written by background and stream; for handover another name of the source's RAM file
-    frozen_disk: Path  # another name (hard link) of the present topmost layer
-    next_disk: Path  # empty overlay on frozen_disk, already there, which the source writes from now on
+    frozen_disk: Path  # of the first disk; all that is said of a machine that is ours and has no other
+    next_disk: Path  # the same
     deadline_s: float = 60.0
     note: Callable[..., None] = field(default=lambda step, **facts: None)
     before_pause: Callable[[], Awaitable[None]] = field(default=_nothing)  # the engine unplugs the NICs here
     after_pause: Callable[[], Awaitable[None]] = field(
         default=_nothing
     )  # ... and plugs them again, or at the end
-    # Of a machine whose disks are not ours; then those above are not used.
+    # All of them; empty: the machine is ours, and those above are its only one.
     disks: tuple[DiskCapture, ...] = ()
+    keep_overlay: bool = False  # a machine that was adopted writes the next layers from now on
     # Told how far it is, by any thread: (what, fraction).
     tell: Callable[[str, float | None], None] = field(default=lambda what, fraction: None)
 
@@ -161,7 +165,7 @@ class Recovered:
 
     process: ProcessRef
     memory: Memory
-    on_next_disk: bool  # the machine writes the layer that was to come after the capture
+    on_next_disk: bool  # the machine writes the layers that were to come after the capture, if they are there
 
 
 class Handle(Protocol):

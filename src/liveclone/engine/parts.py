@@ -17,6 +17,7 @@ a root user who writes through a shared mapping (docs/hazards.md).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import blake3
@@ -25,7 +26,7 @@ from ..errors import Corrupt, NotFound
 from ..formats import qcow2
 from ..host import disk_layers, files
 from ..host.process import boot_id
-from ..model.machine import Memory, MemorySource
+from ..model.machine import Machine, Memory, MemorySource
 from ..model.snapshot import HotImage, Part, Snapshot
 from .context import Context
 
@@ -44,6 +45,16 @@ def make_overlay(path: Path, backing: Path, size_bytes: int, form: str = "qcow2"
         path.chmod(0o600)
     except OSError as error:
         raise files.explain(error, "making a disk layer", path) from error
+
+
+def on_layers(machine: Machine, snapshot_id: str, tops: Mapping[str, str]) -> Machine:
+    """Return the manifest of a machine of ours that stands on a snapshot: `tops` has the new top layer for each old one."""
+    changed: Machine = machine.replace(
+        disk=tops.get(machine.disk, machine.disk),
+        disks=tuple(disk.replace(path=tops.get(disk.path, disk.path)) for disk in machine.disks),
+        layers=(snapshot_id, *machine.layers),
+    )
+    return changed
 
 
 def digest(path: Path) -> str:

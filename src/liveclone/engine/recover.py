@@ -5,7 +5,7 @@ The journal says which operation it was and what it made. Settling is idempotent
     run, clone, start    the machine never became ready: its process ends; run and clone remove it whole
     snapshot             driver.recover leaves one running process (finishing or undoing a handover), then the NICs and
                          the agent; the snapshot, which has no manifest yet, is removed, unless it was complete. If no
-                         process is left the machine is stopped, with the layer that its guest wrote last
+                         process is left the machine is stopped, with the layers that its guest wrote last
     stop, remove         done to the end
 """
 
@@ -20,7 +20,7 @@ from ..host import files, process
 from ..model.machine import Machine
 from ..store.journal import Entry
 from . import agent as agents
-from . import disposal, identify, scrub, wiring
+from . import disposal, identify, parts, scrub, wiring
 from .context import Context
 
 
@@ -57,35 +57,33 @@ async def settle(ctx: Context, machine: Machine) -> Machine:
 
 async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Machine:
     facts = entry.facts
-    snapshot_id, next_disk = facts["snapshot"], Path(facts["next_disk"])
-    folder = ctx.layout.machine(machine.id)
-    committed = machine.disk == str(next_disk)
+    snapshot_id, folder = facts["snapshot"], ctx.layout.machine(machine.id)
+    committed = snapshot_id in machine.layers
     stays_on_layer = False
     complete = any(snapshot.id == snapshot_id for snapshot in ctx.snapshots.list())
+    if complete:
+        facts = facts | {"layers": []}  # none is left but those that are to be kept
     try:
         if not committed:
             found = await ctx.driver_for(machine.driver).recover(machine, folder, facts)
             machine = machine.replace(process=found.process, memory=found.memory)
             stays_on_layer = found.on_next_disk and machine.adopted
             if found.on_next_disk and not machine.adopted:
-                machine = _on_next_disk(machine, facts)
-                committed = True
+                machine = _on_next_layers(machine, facts)
             ctx.machines.save(machine)
         elif not process.is_alive(machine.process):
             raise NotFound(f"{machine.name} does not run any more", code="not-running", on=machine.name)
         machine = await _renew(ctx, machine)
     except NotFound:
-        if not committed and facts.get("on_next_disk") and next_disk.exists():
-            machine = _on_next_disk(machine, facts)
-            committed = True
+        if snapshot_id not in machine.layers and facts.get("on_next_disk"):
+            machine = _on_next_layers(machine, facts)
+            ctx.machines.save(machine)
         machine = await disposal.halt(ctx, machine)
-    if committed:
-        # The snapshot's names for the frozen layer and the RAM file are the ones that count.
-        Path(facts["disk"]).unlink(missing_ok=True)
-        if machine.memory is None or machine.memory.path != str(ctx.layout.ram(machine.id)):
-            ctx.layout.ram(machine.id).unlink(missing_ok=True)
-    else:
-        next_disk.unlink(missing_ok=True)
+    committed = snapshot_id in machine.layers
+    _unlink_unused(ctx, machine, facts)
+    ram = ctx.layout.ram(machine.id)
+    if committed and (machine.memory is None or machine.memory.path != str(ram)):
+        ram.unlink(missing_ok=True)  # the snapshot's name for it is the one that counts
     if not complete:
         _drop(ctx, machine, snapshot_id, Path(facts["memory"]), keep_layer=committed)
     if stays_on_layer:
@@ -101,9 +99,22 @@ async def _settle_snapshot(ctx: Context, machine: Machine, entry: Entry) -> Mach
     return machine
 
 
-def _on_next_disk(machine: Machine, facts: dict[str, Any]) -> Machine:
-    changed: Machine = machine.replace(disk=facts["next_disk"], layers=(facts["snapshot"], *machine.layers))
-    return changed
+def _on_next_layers(machine: Machine, facts: dict[str, Any]) -> Machine:
+    """Return the manifest of a machine of ours that writes its next layers, but those that were taken off again."""
+    tops = {one["present"]: one["layer"] for one in facts["disks"] if Path(one["layer"]).exists()}
+    return parts.on_layers(machine, facts["snapshot"], tops) if tops else machine
+
+
+def _unlink_unused(ctx: Context, machine: Machine, facts: dict[str, Any]) -> None:
+    """Remove next layers of a machine of ours that it does not write, and old tops: the snapshot's names are what counts."""
+    if machine.adopted:
+        return
+    tops = {machine.disk, *(disk.path for disk in machine.disks)}
+    # Who else may work on the machine knows the old tops by these names.
+    names = ("layer",) if ctx.driver_for(machine.driver).shared else ("layer", "present")
+    for path in (one[name] for one in facts["disks"] for name in names):
+        if path not in tops:
+            Path(path).unlink(missing_ok=True)
 
 
 async def _renew(ctx: Context, machine: Machine) -> Machine:

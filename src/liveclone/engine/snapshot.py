@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from .. import trace
@@ -124,8 +123,7 @@ async def _carry_out(work: Work, handle: Handle) -> tuple[Snapshot, Handle]:
             snapshot=work.id,
             name=work.name,
             memory=str(work.memory),
-            disk=machine.disk,
-            next_disk=str(work.next_disk),
+            disks=[{"present": str(disk.present), "layer": str(disk.layer)} for disk in work.disks],
             method=work.method.value,
         )
         undo.callback(work.end)
@@ -181,28 +179,27 @@ async def _capture(work: Work, handle: Handle, agent: agents.Agent, undo: AsyncE
             await wiring.reconnect(ctx, handle, machine, agent)
 
     ctx.progress(f"capturing by {work.method.value}", None)
-    frozen = work.folder / parts.DISK
-    if (
-        work.method is CaptureMethod.HANDOVER
-    ):  # the RAM file gets the image's name, as the disk layer got the snapshot's
+    undo.callback(work.memory.unlink, missing_ok=True)
+    if work.method is CaptureMethod.HANDOVER:
+        # The RAM file gets the image's name, as the disk layers get the snapshot's.
         files.hard_link(ctx.layout.ram(machine.id), work.memory)
-        undo.callback(work.memory.unlink, missing_ok=True)
     undo.callback(_undo_layer, work)
-    if not work.disks:
-        files.hard_link(Path(machine.disk), frozen)
-        parts.make_overlay(work.next_disk, frozen, machine.disk_bytes)
+    for disk in work.disks if not machine.adopted else ():
+        files.hard_link(disk.present, disk.frozen)
+        parts.make_overlay(disk.layer, disk.frozen, disk.size_bytes)
     plan = CapturePlan(
         method=work.method,
         machine=machine,
         folder=ctx.layout.machine(machine.id),
         device_state=work.folder / parts.STATE,
         memory=work.memory,
-        frozen_disk=frozen,
-        next_disk=work.next_disk,
+        frozen_disk=work.disks[0].frozen,
+        next_disk=work.disks[0].layer,
         note=note,
         before_pause=unplug,
         after_pause=plug,
         disks=work.disks,
+        keep_overlay=work.keep_overlay,
         tell=ctx.progress,
     )
     captured = await handle.capture(plan)
@@ -232,10 +229,11 @@ async def _undo_prepare(work: Work, handle: Handle) -> None:
 
 
 def _undo_layer(work: Work) -> None:
-    """Delete the next layer, unless the driver could not take it off again: then the guest writes it."""
-    left = [disk.layer for disk in work.disks] or [work.next_disk]
-    if work.layered and any(layer.exists() for layer in left):
+    """Delete the next layers, unless the driver could not take one off again: then the guest writes it."""
+    layers = [disk.layer for disk in work.disks]
+    if work.layered and any(layer.exists() for layer in layers):
         work.unsettled.append("on a disk layer that could not be taken off again")
         work.keeps_folder = True
     else:
-        work.next_disk.unlink(missing_ok=True)
+        for layer in layers:
+            layer.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from .. import trace
 from ..drivers.base import Captured, Handle
@@ -107,16 +106,17 @@ def _commit(work: Work, captured: Captured) -> Machine:
         memory=captured.memory,
         generation=identify.next_generation(machine.generation),
     )
-    if not work.disks:
-        changed = changed.replace(disk=str(work.next_disk), layers=(work.id, *machine.layers))
+    if not machine.adopted:
+        changed = parts.on_layers(
+            changed, work.id, {str(disk.present): str(disk.layer) for disk in work.disks}
+        )
     ctx.machines.save(changed)
     return changed
 
 
 async def _prove(work: Work) -> Scrub:
     """Search what has been captured for what was taken out."""
-    tops = [disk.frozen for disk in work.disks] or [work.folder / parts.DISK]
-    layers = [layer for top in tops for layer in disk_layers.find_layers(top)]
+    layers = [layer for disk in work.disks for layer in disk_layers.find_layers(disk.frozen)]
     places = search.Places(work.memory, work.folder / parts.STATE, layers)
     found = await asyncio.to_thread(search.search, places, work.taken.secrets(), work.ctx.progress)
     work.mark("proof")
@@ -127,8 +127,9 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
     """Make the parts immutable, describe them, and so let clones start."""
     ctx, machine = work.ctx, work.machine
     if not ctx.driver_for(machine.driver).shared:
-        # The snapshot's names for layer and memory are the only ones from now on.
-        Path(machine.disk).unlink(missing_ok=True)
+        # The snapshot's names for layers and memory are the only ones from now on.
+        for one in work.disks:
+            one.present.unlink(missing_ok=True)
     if work.method is CaptureMethod.HANDOVER:
         ctx.layout.ram(machine.id).unlink(missing_ok=True)
     state = work.folder / parts.STATE
@@ -137,18 +138,17 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
             target=disk.target,
             part=parts.part(disk.frozen, with_digest=False),
             format=disk.format,
-            size_bytes=next(one.size_bytes for one in machine.disks if one.target == disk.target),
+            size_bytes=disk.size_bytes,
         )
         for disk in work.disks
     )
-    disk = work.disks[0].frozen if work.disks else work.folder / parts.DISK
-    immutable = (state, disk, *(one.frozen for one in work.disks[1:]))
+    immutable = (state, *(disk.frozen for disk in work.disks))
     for path in (*immutable, work.memory):
         path.chmod(0o400)
     for path in immutable:
         parts.remember_stamp(work.folder, path)
     for one in work.disks:
-        if one.format == "qcow2":
+        if machine.adopted and one.format == "qcow2":
             parts.remember_below(work.folder, one.frozen)
     snapshot = Snapshot(
         id=work.id,
@@ -168,10 +168,10 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
         memory=Part(file=parts.MEMORY, size_bytes=work.memory.stat().st_size),
         hot=parts.stamp(work.memory),
         device_state=parts.part(state, with_digest=True),
-        disk=parts.part(disk, with_digest=False),
+        disk=disks[0].part,
         disk_bytes=machine.disk_bytes,
-        disk_format=work.disks[0].format if work.disks else "qcow2",
-        disks=disks or _named(machine, parts.part(disk, with_digest=False)),
+        disk_format=disks[0].format,
+        disks=tuple(disk for disk in disks if disk.target),
         nics=tuple(nic.id for nic in machine.nics),
         addresses=tuple(
             nic.address for nic in machine.nics if nic.kind is NetworkKind.LIBVIRT and nic.address
@@ -190,11 +190,3 @@ def _write_manifest(work: Work, captured: Captured) -> Snapshot:
     )
     ctx.snapshots.create(snapshot)
     return snapshot
-
-
-def _named(machine: Machine, part: Part) -> tuple[DiskPart, ...]:
-    """Return the only disk of a machine that is ours by the hypervisor's name for it, if it has one."""
-    return tuple(
-        DiskPart(target=disk.target, part=part, format="qcow2", size_bytes=disk.size_bytes)
-        for disk in machine.disks
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..errors import Refused
 from ..host import files
 from ..identity import policy as policies
 from ..ids import check_name, new_id
+from ..model.disk import Disk
 from ..model.identity import ItemReport
 from ..model.machine import Machine, MachineState, MemorySource
 from ..model.scan import Scan
@@ -21,6 +23,7 @@ from . import capacity, parts
 from .context import Context
 from .scrub import Taken
 
+MARK = ".liveclone-"  # in the name of a layer beside somebody else's disk
 _BY_MEMORY = {
     MemorySource.SHARED_HOT: CaptureMethod.HANDOVER,
     MemorySource.PRIVATE_HOT: CaptureMethod.BACKGROUND,
@@ -47,6 +50,7 @@ class Request:
     wait_sealed: bool = False
     policy: str = policies.DEFAULT  # what decides which findings of the scan refuse the snapshot
     scrub: Scrubbing | None = None
+    keep_overlay: bool = False  # a machine that was adopted goes on on the layers that it got for the capture
 
 
 @dataclass
@@ -61,8 +65,8 @@ class Work:
     method: CaptureMethod
     began: float
     folder: Path
-    disks: tuple[DiskCapture, ...]  # of a machine whose disks are not ours
-    next_disk: Path
+    disks: tuple[DiskCapture, ...]
+    keep_overlay: bool
     memory: Path
     policy: policies.Policy
     scan: Scan | None = None
@@ -127,6 +131,15 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         capacity.check_capture(ctx, machine)
     if machine.adopted:
         capacity.check_copies(ctx, machine)
+    elif request.keep_overlay:
+        raise Refused(
+            f"{machine.name} was not adopted: it goes on on new disk layers anyway",
+            code="not-adopted",
+            tried="choosing what becomes of its disks",
+            on=machine.name,
+            source_state="running, not touched",
+            next_step="leave --keep-overlay out",
+        )
     name = request.name or _free_name(ctx, machine)
     check_name(name, "snapshot name")
     taken = [other for other in ctx.snapshots.list() if other.name == name]
@@ -139,16 +152,6 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
             seen=f"id {taken[0].id}",
             source_state="running, not touched",
             next_step="choose another name, or remove that one",
-        )
-    if len(machine.disks) > 1 and not machine.adopted:
-        raise Refused(
-            f"{machine.name} has {len(machine.disks)} disks, and is a clone itself",
-            code="several-disks",
-            tried="a live snapshot",
-            on=machine.name,
-            seen=", ".join(disk.target for disk in machine.disks),
-            source_state="running, not touched",
-            next_step="take the snapshot of the machine that it was cloned from",
         )
     snapshot_id = new_id()
     began = time.monotonic()
@@ -163,27 +166,32 @@ def plan(ctx: Context, machine: Machine, request: Request) -> Work:
         began=began,
         marked=began,
         folder=ctx.layout.snapshot(snapshot_id),
-        disks=_plan_disks(machine, ctx.layout.snapshot(snapshot_id), snapshot_id),
-        next_disk=ctx.layout.machine(machine.id) / f"disk-{snapshot_id}.qcow2",
+        disks=tuple(_plan_disks(ctx, machine, snapshot_id)),
+        keep_overlay=request.keep_overlay,
         memory=ctx.layout.hot_image(snapshot_id),
         scrub=request.scrub,
     )
 
 
-def _plan_disks(machine: Machine, folder: Path, snapshot_id: str) -> tuple[DiskCapture, ...]:
-    """Say what becomes of the disks of a machine that is not ours: copies in `folder`, and a layer beside each meanwhile."""
-    if not machine.adopted:
-        return ()
-    return tuple(
-        DiskCapture(
+def _plan_disks(ctx: Context, machine: Machine, snapshot_id: str) -> Iterator[DiskCapture]:
+    """Say what becomes of each disk: ours get a layer in the machine's folder, others one beside them for a while."""
+    folder, own = ctx.layout.snapshot(snapshot_id), ctx.layout.machine(machine.id)
+    only = Disk(target="", path=machine.disk, format="qcow2", size_bytes=machine.disk_bytes)
+    for disk in machine.disks or (only,):
+        present = Path(disk.path)
+        name = f"{parts.DISKS}-{disk.target}" if disk.target else parts.DISKS
+        if machine.adopted:
+            layer = present.with_name(f"{present.stem.partition(MARK)[0]}{MARK}{snapshot_id}.qcow2")
+        else:
+            layer = own / f"{name}-{snapshot_id}.qcow2"
+        yield DiskCapture(
             target=disk.target,
-            present=Path(disk.path),
+            present=present,
             format=disk.format,
-            frozen=folder / f"{parts.DISKS}-{disk.target}.{disk.format}",
-            layer=Path(disk.path).with_name(f"{Path(disk.path).stem}.liveclone-{snapshot_id}.qcow2"),
+            size_bytes=disk.size_bytes,
+            frozen=folder / f"{name}.{disk.format}",
+            layer=layer,
         )
-        for disk in machine.disks
-    )
 
 
 async def check_state(handle: Handle, machine: Machine) -> None:

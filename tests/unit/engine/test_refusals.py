@@ -103,8 +103,10 @@ async def test_too_little_memory(world: World, monkeypatch: pytest.MonkeyPatch) 
     await world.remove_all()
 
 
-async def test_states_in_which_nothing_can_be_captured(world: World) -> None:
+async def test_wishes_and_states_with_which_nothing_can_be_captured(world: World) -> None:
     await world.run("web")
+    await refused(world.snapshot("web", keep_overlay=True), "not-adopted")
+    await world.check_runs("web")
     await world.with_handle("web", lambda handle: handle.pause())
     error = await refused(world.snapshot("web"), "not-running")
     assert error.source_state == "paused"

@@ -72,8 +72,9 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
         watch = await undo.enter_async_context(connection.link.watch(connection.domain, _LIFECYCLE))
         pausing = asyncio.create_task(_see_pause(watch, plan.deadline_s))
         undo.callback(pausing.cancel)
-        await _snapshot(connection, xml, _FLAGS if plan.disks else _FLAGS | _LAYERS_ARE_THERE)
-        plan.note("frozen", on_next_disk=not plan.disks)
+        ours = not plan.machine.adopted
+        await _snapshot(connection, xml, _FLAGS | _LAYERS_ARE_THERE if ours else _FLAGS)
+        plan.note("frozen", on_next_disk=ours)
         trace.at("stream.frozen")
         pause_s = await pausing
         variables = nvram.read_unwritten(connection, unwritten) if unwritten else None
@@ -91,9 +92,9 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
                 nvram.check(connection.name, stream, variables)
 
         await _finish(asyncio.to_thread(split.split, save, plan.memory, plan.device_state, describe, check))
-        for one in plan.disks:
+        for one in () if ours else plan.disks:
             await _finish(asyncio.to_thread(disk.copy, one, plan.tell))
-        if not plan.disks:
+        if ours or plan.keep_overlay:
             off.pop_all()  # the end: nothing that can fail or be cancelled comes after it
     return Captured(
         handle=connection,
@@ -197,8 +198,14 @@ async def _finish(work: Awaitable[None]) -> None:
 
 
 async def _shielded_take_off(connection: Connection, layers: list[Path]) -> None:
-    for layer in layers:
-        await asyncio.shield(disk.take_off(connection, layer))
+    """Take each of them off, whatever becomes of the others."""
+    async with AsyncExitStack() as each:
+        for layer in layers:
+            each.push_async_callback(_shielded, connection, layer)
+
+
+async def _shielded(connection: Connection, layer: Path) -> None:
+    await asyncio.shield(disk.take_off(connection, layer))
 
 
 def _forget(save: Path) -> None:

@@ -83,11 +83,14 @@ def _find_above(domain: domain_xml.Domain, layer: Path) -> str:
     return ""
 
 
-async def put_back(link: Link, ref: DomainRef, layer: Path) -> None:
+async def put_back(link: Link, ref: DomainRef, layer: Path, present: str) -> None:
     """Undo the layer that a capture put on a domain that has ended since; it starts from the disk it had then.
 
     Its definition says whether its guest wrote the layer. Done twice it does no harm. Of a domain that libvirt does not
     have any more nothing is known, so nothing is touched.
+
+    Args:
+        present: the name that the disk had then; empty: that by which the layer stands on it, which of ours is another.
 
     Raises:
         NotFound: libvirt does not have the domain. StoreError: it could not be written. The layer is still there.
@@ -98,9 +101,9 @@ async def put_back(link: Link, ref: DomainRef, layer: Path) -> None:
     if target and layer.exists():
         with layer.open("rb") as file:
             header = qcow2.parse_header(file.read(qcow2.HEADER_BYTES))
-        below = layer.parent / header.backing
+        below = present or str(layer.parent / header.backing)
         await asyncio.to_thread(run_qemu_img, "commit", "-q", "-d", "-f", "qcow2", str(layer), on=layer)
-        changed = domain_rewrite.with_disk(xml, target, str(below), header.backing_format or "raw")
+        changed = domain_rewrite.with_disk(xml, target, below, header.backing_format or "raw")
         await link.call("defining", link.connection.defineXML, changed)
     layer.unlink(missing_ok=True)
 

@@ -48,8 +48,9 @@ async def recover(connection: Connection, machine: Machine, facts: dict[str, Any
 async def recover_stopped(link: Link, ref: DomainRef, facts: dict[str, Any]) -> None:
     """Let a domain that ended in a capture start from the disk that it had; see `disk.put_back`."""
     forget_save(facts)
-    for layer in _layers(facts) if ref.adopted else ():
-        await disk.put_back(link, ref, layer)
+    for layer in _layers(facts):
+        present = next((one["present"] for one in facts.get("disks", ()) if one["layer"] == str(layer)), "")
+        await disk.put_back(link, ref, layer, present)
 
 
 def forget_save(facts: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ PLUGINS = {"nova", "liveclone_nova"}
 
 # Of liveclone-nova: what nova-api loads must not draw in what only nova-compute has (libvirt's driver, the manager).
 NOVA_API = {"api", "compute_api", "exceptions", "obstacles", "policies", "properties", "rpcapi", "versions"}
+NOVA_CLIENT = {"osc"}  # has neither of them
 NOVA_COMPUTE = {"capture", "endpoint", "interface", "libvirt_driver", "notifications"}
 
 GUEST_PYTHON = (3, 8)
@@ -269,10 +270,12 @@ def find_plugin_faults(files: dict[str, str]) -> list[str]:
     faults = []
     for module, path in modules.items():
         here = module.rpartition(".")[2]
-        if here not in NOVA_API | NOVA_COMPUTE:
-            faults.append(f"{path}: neither of nova-api nor of nova-compute")
+        if here not in NOVA_API | NOVA_COMPUTE | NOVA_CLIENT:
+            faults.append(f"{path}: neither of nova-api nor of nova-compute nor of the client")
         for target in imports_of(files[path], module, False, set(modules)):
             outer, _, inner = target.partition(".")
+            if here in NOVA_CLIENT and outer in ("nova", "liveclone", "liveclone_nova"):
+                faults.append(f"{path}: the client has no {target}")
             if outer == "liveclone_nova" and here in NOVA_API and inner in NOVA_COMPUTE:
                 faults.append(f"{path}: nova-api draws in {inner}")
             if here in NOVA_API and target.startswith(("nova.virt.libvirt", "nova.compute.manager")):
@@ -295,6 +298,7 @@ def test_the_nova_plugin_keeps_its_rules() -> None:
         ("api.py", "from liveclone_nova import capture", "nova-api draws in capture"),
         ("obstacles.py", "from nova.virt.libvirt import driver", "nova-api draws in nova.virt.libvirt"),
         ("capture.py", "from liveclone.cli import main", "liveclone.cli is not for plugins"),
+        ("osc.py", "from nova import exception", "the client has no nova"),
         ("helpers.py", "", "neither of nova-api nor of nova-compute"),
     ],
 )

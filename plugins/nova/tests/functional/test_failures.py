@@ -130,7 +130,7 @@ class TwoAtOnce(PluginTestCase):
 
 
 class ServerIsDeletedMeanwhile(PluginTestCase):
-    def test_the_image_goes_and_nobody_is_alarmed(self) -> None:
+    def test_the_image_goes(self) -> None:
         server = self.boot()
         images = set(self.glance.images)
 

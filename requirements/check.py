@@ -1,7 +1,8 @@
 """Tell whether the pins are those that pyproject.toml and dev.in ask for; exit 1 and say so if not.
 
 Run by `./dev check`, without a network: a requirement needs a pin that it allows, each pin a hash, run.txt is a
-part of dev.txt, and neither names a package index. How to make them anew: requirements/README.md.
+part of dev.txt, what Nova's pins share with dev.txt is the same there, and none names a package index. How to make them
+anew: requirements/README.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
+NOVA = HERE.parent / "plugins" / "nova"
 ADVICE = "make the pins anew: requirements/README.md"
 
 
@@ -58,11 +60,16 @@ def main() -> int:
     limits = [limit for limit in read_input(HERE / "limits.in") if canonicalize_name(limit.name) in dev]
     faults += find_faults(limits, dev, "dev.txt")
     faults += [f"dev.txt: not the {name} of run.txt" for name in run if dev.get(name) != run[name]]
-    for file in ("run.txt", "dev.txt"):
-        if re.search(
-            r"^\s*-(-index-url|-extra-index-url|-find-links|i|f)\b|://", (HERE / file).read_text(), re.M
-        ):
-            faults.append(f"{file}: names a package index")
+
+    nova = read_pins(NOVA / "requirements.txt")
+    faults += find_faults([*product, *read_input(NOVA / "requirements.in")], nova, "plugins/nova")
+    faults += [
+        f"plugins/nova: not the {name} of dev.txt" for name in nova if dev.get(name, nova[name]) != nova[name]
+    ]
+
+    for file in (HERE / "run.txt", HERE / "dev.txt", NOVA / "requirements.txt"):
+        if re.search(r"^\s*-(-index-url|-extra-index-url|-find-links|i|f)\b|://", file.read_text(), re.M):
+            faults.append(f"{file.relative_to(HERE.parent)}: names a package index")
     for fault in faults:
         print(fault)
     if faults:

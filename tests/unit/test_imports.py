@@ -2,6 +2,8 @@
 
     errors <- units ids trace <- model <- formats <- host <- drivers | store | identity <- images <- engine <- api | cli
 
+Plugins stand on top: they may import liveclone, and nothing of liveclone imports a plugin or what it plugs into.
+
 The sources are read, never run, so late imports inside functions count too; those under `if TYPE_CHECKING`
 do not. `find_faults` is itself tested on made-up trees, one for each rule.
 """
@@ -16,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src" / "liveclone"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "liveclone"
 
 # A package imports itself and what has a lower rank; of two with the same rank neither imports the other.
 RANKS = {
@@ -44,6 +47,13 @@ INPUT_OUTPUT = {
     "asyncio", "fcntl", "mmap", "multiprocessing", "os", "pathlib", "select", "selectors", "shutil", "signal",
     "socket", "subprocess", "tempfile", "threading",
 }  # fmt: skip
+
+PLUGINS = {"nova", "liveclone_nova"}
+
+# Of liveclone-nova: what nova-api loads must not draw in what only nova-compute has (libvirt's driver, the manager).
+NOVA_API = {"api", "compute_api", "exceptions", "obstacles", "policies", "properties", "rpcapi", "versions"}
+NOVA_CLIENT = {"osc"}  # has neither of them
+NOVA_COMPUTE = {"capture", "endpoint", "interface", "libvirt_driver", "notifications"}
 
 GUEST_PYTHON = (3, 8)
 PACK = "liveclone.guest.pack"  # puts the agent into one file; runs on the host, when an image is built
@@ -126,6 +136,8 @@ def judge(module: str, target: str) -> Iterator[str]:
     elif there is None:
         if here == "formats" and outer in INPUT_OUTPUT:
             yield f"formats imports {target}: bytes in, values out"
+        if outer in PLUGINS:
+            yield f"{target} is a plugin's affair"
         if outer in ("libvirt", "libvirtaio", "libvirt_qemu") and not module.startswith(
             "liveclone.drivers.libvirt"
         ):
@@ -233,6 +245,8 @@ def test_a_good_house_has_no_fault() -> None:
         ("guest/agent.py", "import msgspec", "msgspec, which is not of the standard library"),
         ("guest/agent.py", "match 1:\n    case 1: pass", "not Python 3.8"),
         ("engine/snapshot.py", "import libvirt", "libvirt is imported outside of drivers/libvirt"),
+        ("engine/snapshot.py", "from nova import exception", "nova is a plugin's affair"),
+        ("cli/main.py", "import liveclone_nova.api", "liveclone_nova.api is a plugin's affair"),
         ("engine/snapshot.py", "from ..guest import agent", "liveclone.guest.agent belongs to the guest"),
         ("helpers/things.py", "from ..errors import Refused", "helpers has no place"),
         ("model/base.py", "from .machine import Machine", "circle: "),
@@ -248,3 +262,46 @@ def test_each_rule_is_enforced(path: str, text: str, fault: str) -> None:
 def test_an_import_for_types_alone_is_no_arrow() -> None:
     text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..engine import snapshot\n"
     assert find_faults(GOOD | {"host/process.py": text}) == []
+
+
+def find_plugin_faults(files: dict[str, str]) -> list[str]:
+    """Return what breaks the rules of plugins/nova, a sentence each; `files` by path inside liveclone_nova/."""
+    modules = {f"liveclone_nova.{path.removesuffix('.py')}": path for path in files if path != "__init__.py"}
+    faults = []
+    for module, path in modules.items():
+        here = module.rpartition(".")[2]
+        if here not in NOVA_API | NOVA_COMPUTE | NOVA_CLIENT:
+            faults.append(f"{path}: neither of nova-api nor of nova-compute nor of the client")
+        for target in imports_of(files[path], module, False, set(modules)):
+            outer, _, inner = target.partition(".")
+            if here in NOVA_CLIENT and outer in ("nova", "liveclone", "liveclone_nova"):
+                faults.append(f"{path}: the client has no {target}")
+            if outer == "liveclone_nova" and here in NOVA_API and inner in NOVA_COMPUTE:
+                faults.append(f"{path}: nova-api draws in {inner}")
+            if here in NOVA_API and target.startswith(("nova.virt.libvirt", "nova.compute.manager")):
+                faults.append(f"{path}: nova-api draws in {target}")
+            if package_of(target) in ("api", "cli", "guest"):
+                faults.append(f"{path}: {target} is not for plugins")
+    return faults
+
+
+def test_the_nova_plugin_keeps_its_rules() -> None:
+    source = ROOT / "plugins" / "nova" / "src" / "liveclone_nova"
+    files = {path.relative_to(source).as_posix(): path.read_text() for path in sorted(source.rglob("*.py"))}
+    assert "libvirt_driver.py" in files
+    assert find_plugin_faults(files) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "fault"),
+    [
+        ("api.py", "from liveclone_nova import capture", "nova-api draws in capture"),
+        ("obstacles.py", "from nova.virt.libvirt import driver", "nova-api draws in nova.virt.libvirt"),
+        ("capture.py", "from liveclone.cli import main", "liveclone.cli is not for plugins"),
+        ("osc.py", "from nova import exception", "the client has no nova"),
+        ("helpers.py", "", "neither of nova-api nor of nova-compute"),
+    ],
+)
+def test_each_rule_of_the_nova_plugin_is_enforced(path: str, text: str, fault: str) -> None:
+    faults = find_plugin_faults({"__init__.py": "", "api.py": "", "capture.py": "", path: text})
+    assert [found for found in faults if fault in found], faults

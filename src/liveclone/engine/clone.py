@@ -61,12 +61,12 @@ async def start(ctx: Context, request: Request) -> list[Result]:
         ctx.progress(f"starting {request.count} clone{'s' * (request.count > 1)}", 0.0)
         done = 0
 
-        async def one(result: Result) -> None:
+        async def one(place: int, result: Result) -> None:
             nonlocal done
             async with gate:
                 try:
                     with death.explained(state="not touched", next_step=f"liveclone clone {snapshot.name}"):
-                        await _Clone(ctx, snapshot, memory, key, request, result, began).carry_out()
+                        await _Clone(ctx, snapshot, memory, key, request, result, place, began).carry_out()
                 except LivecloneError as error:
                     error.source_state = error.source_state or "not touched"
                     result.error = error
@@ -77,8 +77,8 @@ async def start(ctx: Context, request: Request) -> list[Result]:
         results = [Result(name, given) for name, given in zip(names, parameters, strict=True)]
         try:
             async with asyncio.TaskGroup() as group:
-                for result in results:
-                    group.create_task(one(result))
+                for place, result in enumerate(results):
+                    group.create_task(one(place, result))
         except asyncio.CancelledError:
             # Those that are ready are undone too: nobody is told of them.
             for result in results:
@@ -100,10 +100,11 @@ class _Clone:
         key: bytes,
         request: Request,
         result: Result,
+        place: int,
         began: float,
     ) -> None:
         self.ctx, self.snapshot, self.memory, self.key = ctx, snapshot, memory, key
-        self.request, self.result = request, result
+        self.request, self.result, self.place = request, result, place
         self.marked = began
 
     def mark(self, step: str) -> None:
@@ -206,8 +207,9 @@ class _Clone:
             trace.at("clone.resumed")
             # What signing needs is loaded while we wait for the guest.
             loading = asyncio.ensure_future(asyncio.to_thread(ctx.host_key.load))
+            rest_s = identify.rest_s(self.place, self.request.count, machine.hardware.acceleration)
             reported = await identify.become(
-                agent, machine, self.key, self.snapshot.id, self.result.parameters, self.request.count - 1
+                agent, machine, self.key, self.snapshot.id, self.result.parameters, rest_s
             )
             await loading
             self.mark("identify")

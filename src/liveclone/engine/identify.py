@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 import uuid
@@ -13,7 +14,7 @@ import msgspec
 from ..errors import GuestError
 from ..model.base import now
 from ..model.identity import Evidence, Finding, Generation, ItemReport
-from ..model.machine import Machine
+from ..model.machine import Acceleration, Machine
 from ..model.parameters import NONE, Parameters
 from .agent import Agent
 
@@ -22,7 +23,9 @@ SEED_BYTES = 64  # 512 bits, twice what the kernel's generator holds
 # Six items take 0.2-0.3 s under emulation; hooks of applications come on top.
 IDENTIFY_DEADLINE_S = 30.0
 PREPARE_DEADLINE_S = 20.0
-REST_PER_CLONE_S, LONGEST_REST_S = 1.0, 60.0  # before a guest that came up with others makes its RSA key
+LOOK_DEADLINE_S = 60.0  # all the others may be at work, too
+_COMES_UP_S = 1.0  # a clone, beside others
+_RSA_S = {Acceleration.TCG: 6.0, Acceleration.KVM: 0.4}  # of a processor, to make a key
 BOOT_DEADLINE_S = (
     180.0  # power-on to agent takes 11-13 s under emulation, several times that on a loaded host
 )
@@ -47,8 +50,18 @@ async def observe(agent: Agent, key: bytes, snapshot_id: str) -> tuple[ItemRepor
 
 async def look(agent: Agent, key: bytes) -> tuple[ItemReport, ...]:
     """Return a machine's identity as it is now, and change nothing."""
-    answer = await agent.call("observe", {"key": key.hex()}, deadline_s=PREPARE_DEADLINE_S, repeat=True)
+    answer = await agent.call("observe", {"key": key.hex()}, deadline_s=LOOK_DEADLINE_S, repeat=True)
     return _reports(answer, agent.name)
+
+
+def rest_s(place: int, count: int, acceleration: Acceleration) -> float:
+    """Return for how long the clone at `place` of `count` that were asked for lets the others have the processors, in seconds.
+
+    Those after it come up first. Then each makes its RSA key in its turn, on half of the host: all at once, they would let
+    no one else work.
+    """
+    makers = max(1, (os.cpu_count() or 1) // 2)
+    return (count - 1 - place) * _COMES_UP_S + place * _RSA_S[acceleration] / makers
 
 
 async def become(
@@ -57,12 +70,11 @@ async def become(
     key: bytes,
     snapshot_id: str,
     given: Parameters = NONE,
-    siblings: int = 0,
+    rest_s: float = 0.0,
 ) -> Evidence:
     """Make the guest a machine of its own, and return what it reports (not judged yet).
 
-    What takes seconds of processor time, and is not needed at once, waits until its siblings, which come up beside it or
-    after it, have had the processors: `siblings` of them.
+    What takes seconds of processor time, and is not needed at once, it begins after `rest_s`.
 
     An application that could not become another machine's speaks against it.
     """
@@ -75,7 +87,7 @@ async def become(
         hostname=given.hostname or machine.name,
         ssh_keys=given.ssh_keys,
         user_data=given.user_data,
-        rest_s=min(siblings * REST_PER_CLONE_S, LONGEST_REST_S),
+        rest_s=rest_s,
     )
     changed: Evidence = evidence.replace(findings=failed)
     return changed

@@ -218,7 +218,12 @@ def test_siblings_are_not_harmed(lab: Lab, broken: Callable[[str], Snapshot], so
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
-        ("import signal, os; os.kill(os.getpid(), signal.SIGSTOP)", "agent-silent", "nothing for"),
+        # Another thread takes the signal, and does not get to it while this one works.
+        (
+            "import os, signal, time; os.kill(os.getpid(), signal.SIGSTOP); time.sleep(600)",
+            "agent-silent",
+            "nothing for",
+        ),
         ("import time; time.sleep(600)", "agent-deadline", "item machine_id still ran"),
     ],
     ids=["stopped", "busy"],

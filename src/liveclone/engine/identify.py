@@ -55,7 +55,7 @@ async def look(agent: Agent, key: bytes) -> tuple[ItemReport, ...]:
 
 
 def rest_s(place: int, count: int, acceleration: Acceleration) -> float:
-    """Return for how long the clone at `place` of `count` that were asked for lets the others have the processors, in seconds.
+    """Return for how long clone `place` of `count` at once lets the others have the processors, in seconds.
 
     Those after it come up first. Then each makes its RSA key in its turn, on half of the host: all at once, they would let
     no one else work.

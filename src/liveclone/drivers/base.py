@@ -312,6 +312,9 @@ class Driver(Protocol):
     async def flatten(self, disk: Path, target: Path) -> None:
         """Write the disk whose frozen top layer is `disk` to the new file `target`, as one layer that stands on nothing.
 
+    async def sweep(self) -> None:
+        """Remove what commands that died have left outside all folders of machines. Harmless at any time."""
+
         Only what the guest would read of it. Fails with LivecloneError; the caller removes what there is of `target`.
         """
 

@@ -17,7 +17,7 @@ from ...host import acceleration, flatten, locks
 from ...model.machine import Machine
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan
-from . import access, adoption, hardware, ports, recovery, registry, restore
+from . import access, adoption, hardware, ports, recovery, registry, restore, tickets
 from .handle import LibvirtHandle
 from .link import Link, open_link
 from .registry import DomainRef
@@ -168,6 +168,9 @@ class LibvirtDriver:
 
     async def _hold(self, folder: Path, name: str, undo: AsyncExitStack) -> tuple[AsyncExitStack, Link]:
         """Keep others from the machine, and connect; both are let go of by `undo`, or with the handle."""
+    async def sweep(self) -> None:
+        await asyncio.to_thread(tickets.sweep, tickets.FOLDER)
+
         held = await undo.enter_async_context(AsyncExitStack())
         await held.enter_async_context(
             locks.hold_async(folder / "libvirt.lock", f"using {name}", BUSY_DEADLINE_S)

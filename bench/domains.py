@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liveclone.drivers.libvirt import hook_install
 from liveclone.engine import adopt
@@ -31,8 +31,12 @@ from tests.libvirtd import Libvirtd
 from . import lab as laboratory
 from .lab import IMAGE, Lab
 
+if TYPE_CHECKING:
+    from liveclone.drivers.libvirt.link import Watch
+
 TOOLS = ("libvirtd", "virsh", "unshare", "nsenter")
 BOOT_DEADLINE_S = 180.0
+EVENT_DEADLINE_S = 10.0  # when all is done: it is on its way
 
 
 @dataclass
@@ -130,6 +134,44 @@ async def open_domain(host: Libvirt, ram_mib: int) -> AsyncIterator[tuple[Machin
         await asyncio.shield(laboratory.remove_all(lab.ctx))
         await asyncio.to_thread(domain.destroy)
         await asyncio.to_thread(domain.undefine)
+
+
+class Cards:
+    """The cards that a domain has lost and got back; use `open_cards`."""
+
+    def __init__(self, watch: Watch, cards: int, removed: int) -> None:
+        self._watch, self._cards, self._removed = watch, cards, removed
+
+    async def away_s(self) -> float:
+        """Return the time from the first card's going to the coming of the last, in seconds.
+
+        Raises:
+            TimedOut: they have not all gone and come.
+        """
+        events = [
+            await self._watch.until(lambda _: True, "plugging a card", EVENT_DEADLINE_S)
+            for _ in range(2 * self._cards)
+        ]
+        gone = [event.at for event in events if event.kind == self._removed]
+        assert len(gone) == self._cards, events
+        return max(event.at for event in events) - min(gone)
+
+
+@contextlib.asynccontextmanager
+async def open_cards(host: Libvirt, machine: Machine) -> AsyncIterator[Cards]:
+    """See in the block when libvirt tells that a card of the domain is out, and in again. It has one at least."""
+    import libvirt
+
+    from liveclone.drivers.libvirt.link import open_link
+
+    link = await open_link(host.uri, machine.name)
+    try:
+        domain = await link.call("finding it", link.connection.lookupByUUIDString, machine.domain)
+        kinds = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED
+        async with link.watch(domain, *kinds) as watch:
+            yield Cards(watch, len(machine.nics), kinds[0])
+    finally:
+        await link.close()
 
 
 def find_pid(name: str) -> int:

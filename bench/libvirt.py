@@ -3,6 +3,8 @@
     domain_pause    ms, the source's, from libvirt's event that it stands still to the one that it goes on
     domain_gap      ms, the longest time for which a process in it did not run, from the request to the end (ticks.py)
     domain_gap_idle ms, the same over some time without a snapshot
+    domain_nics_away
+                    ms, from libvirt's event that its first network card is out to the one that the last is back
     clone_start     ms, from the request to the moment at which the clone's guest runs, its memory shared (with the hook)
     domain_ready    s, from the request to verified, connected and ready
     virsh_restore   ms, of `virsh restore`, until the restored guest runs; `save`: its file is on `tmpfs`, or on `disk`,
@@ -175,7 +177,9 @@ async def _measure_pauses(libvirt: Libvirt, source: Machine, ram_mib: int, log: 
             await watch.take()
             await asyncio.sleep(CALM_S)
             calm = await watch.take()
-            taken = await snapshot.take(lab.ctx, snapshot.Request(machine=source.id))
+            async with domains.open_cards(libvirt, source) as cards:
+                taken = await snapshot.take(lab.ctx, snapshot.Request(machine=source.id))
+                away_s = await cards.away_s()
             seen = await watch.take()
             await laboratory.end_sealing(lab)
             pause_ms, gap_ms = taken.capture.pause_ns / 1e6, seen.longest_s * 1e3
@@ -183,8 +187,9 @@ async def _measure_pauses(libvirt: Libvirt, source: Machine, ram_mib: int, log: 
             series.add("domain_gap_idle", "ms", calm.longest_s * 1e3, clones=0)
             series.add("domain_pause", "ms", pause_ms, clones=0)
             series.add("domain_gap", "ms", gap_ms, clones=0)
+            series.add("domain_nics_away", "ms", away_s * 1e3, clones=0)
             lab.say(
-                f"    snapshot: paused {pause_ms:.1f} ms, gap {gap_ms:.1f} ms, "
+                f"    snapshot: paused {pause_ms:.1f} ms, gap {gap_ms:.1f} ms, no card for {away_s:.2f} s, "
                 f"clones could start after {taken.capture.until_clonable_ns / 1e9:.2f} s"
             )
             await remove.remove_snapshot(lab.ctx, taken.id)

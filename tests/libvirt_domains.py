@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from liveclone.drivers.libvirt.link import open_link
 from liveclone.engine.agent import Agent
 from liveclone.formats import qcow2
 from liveclone.host import unix_socket
@@ -170,6 +169,8 @@ def unconnected(domain: Any) -> list[str]:
 def wait_for_stock_agent(uri: str, domain: Any) -> None:
     """Wait until the QEMU guest agent of a guest has opened its port; that libvirt has an event for."""
     import libvirt
+
+    from liveclone.drivers.libvirt.link import open_link
 
     async def wait() -> None:
         link = await open_link(uri, domain.name())

@@ -29,6 +29,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid as uuids
 from pathlib import Path
 from types import TracebackType
 
@@ -90,6 +91,7 @@ class Libvirtd:
         cache: Path | None = None,
         namespace: str = "",
         user_of_its_own: bool = False,
+        host: str = "",
     ) -> None:
         """Plan one.
 
@@ -100,6 +102,7 @@ class Libvirtd:
             namespace: name of the network namespace for its domains; it outlives it too.
             user_of_its_own: QEMU runs as the user that the distribution has for it, and files change owner, as on any
                 host that nobody has configured. Domains' disks are to be in /var/lib/libvirt/images then.
+            host: the name of the host that it believes to be on, for domains that migrate from one libvirtd to another.
         """
         self.folder = folder
         self.uri = f"qemu:///system?socket={folder}/run/{_SOCKET}"
@@ -107,7 +110,7 @@ class Libvirtd:
         # libvirtd adds two names to what its configuration says, and none to its default.
         self.memory = hot / "libvirt" / "qemu" if hot else folder / "lib" / "qemu" / "ram"
         self._hot, self._cache, self._network = hot, cache or folder / "cache", namespace
-        self._user_of_its_own = user_of_its_own
+        self._user_of_its_own, self._host = user_of_its_own, host
         self._namespaces: dict[str, int] = {}
         self._undo = contextlib.ExitStack()
 
@@ -165,7 +168,8 @@ class Libvirtd:
             self._hot.mkdir()
             config += f'memory_backing_dir = "{self._hot}"\n'
         (self.folder / "etc" / "qemu.conf").write_text(config)
-        (self.folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF)
+        uuid = f'host_uuid = "{uuids.uuid4()}"\n' if self._host else ""
+        (self.folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF + uuid)
 
     def _open_kvm(self) -> None:
         """Let QEMU's user open /dev/kvm as a distribution does, in here: libvirt asks QEMU anew what it can do for each call
@@ -188,6 +192,8 @@ class Libvirtd:
             inside = ["nsenter", f"--net=/run/netns/{self._network}", "unshare", "--uts"]
         else:
             inside = ["unshare", "--net", "--uts"]
+        if self._host and not self._namespaces:
+            inside += ["sh", "-c", 'hostname "$0" && exec "$@"', self._host]
         done = subprocess.run(
             [*inside, "libvirtd", "--daemon", "--pid-file", _PID_FILE],
             pass_fds=tuple(self._namespaces.values()),

@@ -62,6 +62,8 @@ PACKAGES = (
     *("network-manager", "nftables", "qemu-guest-agent"),
 )
 
+COLLECTIONS = ("machines", "snapshots", "leases", "network", "host-key")  # that have a lock
+
 # Generous: the machine that runs this may be busy with anything.
 PATIENCE_S = 120.0
 _OLD_IMAGE_S = 24 * 3600.0
@@ -284,6 +286,7 @@ class Lab:
             faults += [
                 str(path) for folder in (layout.machines, layout.snapshots) for path in folder.iterdir()
             ]
+            faults += [str(path) for path in layout.locks.iterdir() if path.name not in COLLECTIONS]
             if netns.exists(layout.namespace):
                 faults.append(f"network namespace {layout.namespace}")
             assert not faults, "left behind:\n  " + "\n  ".join(faults)

@@ -47,12 +47,12 @@ def test_destroyed_before(shop: Shop) -> None:
 
 
 def test_undefined_before(shop: Shop) -> None:
-    """As when it has been migrated away: libvirt here does not have it any more."""
     shop.domain.undefine()
     shop.domain.destroy()
     error = shop.fails_to_snapshot()
     assert isinstance(error, NotFound)
-    check_clear(error, source_state="stopped")
+    assert error.code == "no-domain"
+    check_clear(error, source_state="not here")
     assert shop.lab.repair() == []
 
 

@@ -5,10 +5,16 @@ libvirtd knows nothing of that: what we had asked for it carries out.
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 import pytest
 
+from liveclone.drivers.libvirt import tickets
+from liveclone.drivers.libvirt.hook_program import TICKET_LIFE_S
+from liveclone.model.base import encode
 from liveclone.model.snapshot import Snapshot
-from tests.fault.domains import ADDRESS_WAIT_S, Shop
+from tests.fault.domains import ADDRESS_WAIT_S, Shop, find_tickets
 from tests.machines import Operation, find_points
 
 SNAPSHOT = [*find_points("snapshot"), *find_points("stream")]
@@ -45,5 +51,33 @@ def test_a_clone(shop: Shop, taken: Snapshot, point: str) -> None:
     if point == "clone.ready":
         assert shop.lab.shell(made[0], "cat /root/note") == "then"
         shop.lab.remove(*made)
+    shop.check()
+    assert shop.find_left() == []
+
+
+def test_tickets(shop: Shop, taken: Snapshot, tmp_path: Path) -> None:
+    """Our own goes, whatever its age; another home's stays as long as its clone may be on its way."""
+    image = tmp_path / "image"
+    image.touch()
+
+    def issue(age_s: float) -> tickets.Ticket:
+        ident = str(uuid.uuid4())
+        ticket = tickets.issue(tickets.FOLDER, uuid=ident, name="theirs", image=image, memory_dir=tmp_path)
+        older = encode(ticket.replace(issued_s=ticket.issued_s - age_s))
+        (tickets.FOLDER / f"{ident}.json").write_bytes(older)
+        return ticket
+
+    wanted = {"snapshot": taken.id, "names": ["doomed"]}
+    with Operation(shop.lab, "clone", kill_at="clone.started", deadlines=SOON, **wanted) as operation:
+        assert operation.result() == {"killed": True}
+    assert [path.suffix for path in find_tickets(shop.lab.ctx.layout.hot)] == [".json"]
+    theirs, forgotten = issue(0.0), issue(TICKET_LIFE_S + 1.0)
+    try:
+        shop.lab.repair()
+        assert [*find_tickets(shop.lab.ctx.layout.hot)] == []
+        assert [path.stem for path in find_tickets(tmp_path)] == [theirs.uuid]
+    finally:
+        for ticket in (theirs, forgotten):
+            tickets.withdraw(tickets.FOLDER, ticket.uuid)
     shop.check()
     assert shop.find_left() == []

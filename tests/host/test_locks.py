@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -206,3 +206,74 @@ def test_to_look_at_a_lock_takes_it_from_nobody(tmp_path: Path) -> None:
                     pass
         finally:
             watcher.kill()
+
+
+def test_a_lock_that_is_held_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert locks.remove(path), "there is none"
+    for kind in ("alone", "shared"):
+        with other_process(path, kind):
+            assert not locks.remove(path)
+            assert path.exists()
+        assert locks.remove(path)
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_waited_for_a_lock_that_was_removed_holds_the_one_that_is_there(
+    tmp_path: Path, shared: bool
+) -> None:
+    path = tmp_path / "x"
+    has_it, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locks.hold(path, "second", deadline_s=20, shared=shared):
+            has_it.set()
+            go_on.wait(20)
+
+    waiting = threading.Thread(target=wait)
+    with locks.hold(path, "first"):
+        waiting.start()
+        wait_for_who_waits(path)
+        path.unlink()
+    try:
+        assert has_it.wait(20)
+        with pytest.raises(Conflict), locks.hold(path, "third"):
+            pytest.fail("held beside the second")
+    finally:
+        go_on.set()
+        waiting.join()
+    assert count_open(path) == 0
+
+
+def test_the_event_loop_waits_likewise(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    async def story() -> None:
+        async def wait() -> None:
+            async with locks.hold_async(path, "second", deadline_s=20):
+                assert locks.is_held(path)
+
+        async with locks.hold_async(path, "first"):
+            waiting = asyncio.create_task(wait())
+            await asyncio.to_thread(wait_for_who_waits, path)
+            path.unlink()
+        await waiting
+
+    asyncio.run(story())
+    assert not locks.is_held(path)
+
+
+def wait_for_who_waits(path: Path) -> None:
+    """Wait until three descriptors lead to the lock: the holder's, the other's, and the one with which that waits."""
+    while count_open(path) < 3:
+        os.sched_yield()
+
+
+def count_open(path: Path) -> int:
+    """Return how many descriptors of ours lead to a file of this name, or to one that had it."""
+    count = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += str(fd.readlink()).removesuffix(" (deleted)") == str(path)
+    return count

@@ -5,9 +5,11 @@ Nothing heavy is imported here or at the top of the verbs' files, so that --help
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +20,7 @@ from . import (
     agent,
     audit,
     clone,
+    complete,
     console,
     copy,
     doctor,
@@ -26,6 +29,7 @@ from . import (
     image,
     libvirt,
     machines,
+    params,
     prove,
     scan,
     show,
@@ -71,11 +75,12 @@ class Ordered(TyperGroup):
         return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
-def build_app(*, completion: bool = True) -> typer.Typer:
+def build_app(*, completion: bool = True, settings: bool = False) -> typer.Typer:
     """Return the command with all its verbs.
 
     Args:
         completion: have the options that install the shell's completion. Parsing them costs 60 ms.
+        settings: have those of SETTINGS as well, which otherwise `take_settings` takes; so that they can be completed.
     """
     app = typer.Typer(
         cls=Ordered,
@@ -89,7 +94,7 @@ def build_app(*, completion: bool = True) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
     )
-    app.callback()(_root)
+    app.callback()(_with_settings(_root) if settings else _root)
     for group in (
         machines,
         adopt,
@@ -134,10 +139,27 @@ def _root(
     context.obj = {"quiet": quiet, "verbose": verbose, "debug": debug}
 
 
+def _with_settings(root: Callable[..., None]) -> Callable[..., None]:
+    """Return what stands for `root` where nothing is carried out."""
+
+    def never_called(**_: object) -> None: ...
+
+    own = inspect.signature(root, eval_str=True).parameters.values()
+    key = inspect.Parameter.KEYWORD_ONLY
+    more = [
+        inspect.Parameter("driver", key, annotation=params.Driver, default=""),
+        inspect.Parameter("connect", key, annotation=params.Connect, default=""),
+    ]
+    parameters = [*(parameter.replace(kind=key) for parameter in own), *more]
+    never_called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    never_called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return never_called
+
+
 def take_settings(arguments: list[str]) -> list[str]:
     """Put settings that stand before the verb into the environment, for the processes that we start too.
 
-    typer would import 25 ms of pydantic for each command, to make texts of these texts.
+    typer would import 25 ms of pydantic for each command, to make texts of these texts. Completion takes the time.
     """
     left = list(arguments)
     while left:
@@ -155,5 +177,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = take_settings(sys.argv[1:])
     first = arguments[0] if arguments else "--help"
-    wanted = "_LIVECLONE_COMPLETE" in os.environ or first in ("--help", "-h") or first.startswith(COMPLETION)
-    build_app(completion=wanted)(arguments, prog_name="liveclone")
+    completing = "_LIVECLONE_COMPLETE" in os.environ
+    if completing:
+        complete.rejoin(os.environ)
+    wanted = completing or first in ("--help", "-h") or first.startswith(COMPLETION)
+    build_app(completion=wanted, settings=completing)(arguments, prog_name="liveclone")

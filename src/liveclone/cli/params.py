@@ -73,6 +73,15 @@ Publish = Annotated[
     ),
 ]
 
+# Taken by main.take_settings, wherever nothing is completed.
+Driver = Annotated[
+    str,
+    typer.Option("--driver", metavar="NAME", help="Who runs new machines.", autocompletion=complete.drivers),
+]
+Connect = Annotated[
+    str, typer.Option("--connect", metavar="URI", help="Which libvirt.", autocompletion=complete.uris)
+]
+
 _PORT = re.compile(r"(?:(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[^:\[\]]*):)?(?P<host>\d*):)?(?P<guest>\d+)(?:/tcp)?")
 
 

@@ -177,6 +177,9 @@ class Handle(Protocol):
     async def state(self) -> MachineState:
         """Return what the machine is doing now."""
 
+    async def busy_with(self) -> str:
+        """Return what somebody has the hypervisor do with the machine that a capture cannot run beside ("a migration")."""
+
     async def pause(self) -> None:
         """Stop the processors; a machine that stands still stays so."""
 
@@ -296,7 +299,7 @@ class Driver(Protocol):
             name: of one that is to be adopted: the hypervisor's own name for it, or its UUID. It is remembered in `folder`.
 
         Raises:
-            NotFound: the hypervisor has no such machine (code "no-domain").
+            NotFound: the hypervisor has no such machine (code "no-domain"), or it has gone to another host ("migrated").
             Unsupported: it has none but ours (code "cannot-adopt").
         """
 
@@ -308,6 +311,9 @@ class Driver(Protocol):
 
         A process that is left ends. What the machine had before it was adopted stays. Twice does no harm.
         """
+
+    async def sweep(self) -> None:
+        """Remove what commands that died have left outside all folders of machines. Harmless at any time."""
 
     async def flatten(self, disk: Path, target: Path) -> None:
         """Write the disk whose frozen top layer is `disk` to the new file `target`, as one layer that stands on nothing.
@@ -328,9 +334,12 @@ def still_running(name: str, deadline_s: float) -> TimedOut:
 
 
 class FixedPorts:
-    """The part of a Handle whose machines have the agent's ports from the start, and no other agent."""
+    """The part of a Handle whose machines are ours alone: the agent's ports from the start, no other agent, no other job."""
 
     name: str
+
+    async def busy_with(self) -> str:
+        return ""
 
     async def ports(self) -> tuple[GuestPort, ...]:
         return tuple(GuestPort(name=name, live=True, persistent=True) for name in AGENT_PORTS)

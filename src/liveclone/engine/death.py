@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from ..drivers.base import Handle
-from ..errors import Interrupted, LivecloneError
+from ..errors import Interrupted, LivecloneError, NotFound
 from ..host import process
 from ..model.machine import Machine
 from . import recover
@@ -56,6 +57,23 @@ async def settle_snapshot(ctx: Context, machine: Machine, error: LivecloneError)
     error.source_state = "stopped; its disk is as the guest last wrote it"
     error.next_step = f"liveclone start {machine.name}"
     taken = entry.facts["snapshot"] if entry is not None else ""
+    if away := await _find_away(ctx, machine):
+        layers = [layer for layer in (entry.facts.get("layers", ()) if entry else ()) if Path(layer).exists()]
+        error.seen = "; ".join(part for part in (error.seen, away.message) if part)
+        error.source_state = " ".join([away.source_state, *(f"(on the layer {layer})" for layer in layers)])
+        error.next_step = away.next_step
     for snapshot in ctx.snapshots.list():
         if snapshot.id == taken:
             error.next_step += f"; the snapshot {snapshot.name} can be used"
+
+
+async def _find_away(ctx: Context, machine: Machine) -> NotFound | None:
+    """Return why a machine that others may move is not here any more; None if it is here, or nobody knows."""
+    driver = ctx.driver_for(machine.driver)
+    with contextlib.suppress(LivecloneError):
+        try:
+            if driver.shared:
+                await driver.look(ctx.layout.machine(machine.id))
+        except NotFound as error:
+            return error
+    return None

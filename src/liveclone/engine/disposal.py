@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import LivecloneError, NotFound, StoreError
 from ..host import files, locks, process
+from ..ids import is_id
 from ..model.machine import Machine, MemorySource
 from ..store.layout import MANIFEST
 from . import parts, wiring
@@ -101,8 +102,7 @@ def dispose_snapshot(ctx: Context, snapshot_id: str, hot: Path) -> None:
     hot.unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     keep_layer_only(folder)
-    for name in ("snapshot", "evidence"):
-        ctx.layout.lock(f"{name}-{snapshot_id}").unlink(missing_ok=True)
+    ctx.layout.lock(f"snapshot-{snapshot_id}").unlink(missing_ok=True)
     sweep(ctx)
 
 
@@ -161,6 +161,19 @@ def sweep(ctx: Context) -> None:
         busy = _is_busy(ctx, owner_id) or locks.is_held(ctx.layout.lock(f"snapshot-{owner_id}"))
         if str(path) not in used and not known and not busy:
             path.unlink(missing_ok=True)
+    sweep_locks(ctx)
+
+
+def sweep_locks(ctx: Context) -> None:
+    """Remove the locks of machines and snapshots that are gone, but for those that somebody holds.
+
+    One that is sealed while it is removed, say: who seals it does this again when he has let go of it.
+    """
+    kinds = (ctx.layout.machines, ctx.layout.snapshots)
+    for path in ctx.layout.locks.glob("*-*"):
+        owner_id = path.name.rpartition("-")[2].partition(".")[0]
+        if is_id(owner_id) and not any((kind / owner_id / MANIFEST).exists() for kind in kinds):
+            locks.remove(path)
 
 
 def _is_busy(ctx: Context, machine_id: str) -> bool:

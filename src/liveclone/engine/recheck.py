@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import LivecloneError
 from ..host import files, locks, process
 from ..model.snapshot import Snapshot
-from . import parts
+from . import disposal, parts
 from .context import Context, open_context
 from .settings import read as read_settings
 
@@ -68,9 +68,12 @@ def main(arguments: list[str]) -> int:
     process.give_way()
     try:
         ctx = open_context(replace(read_settings(), home=Path(home), hot=Path(hot)))
-        if not check(ctx, snapshot_id):
-            sys.stderr.write("the memory image is not what was captured\n")
-            return 1
+        try:
+            if not check(ctx, snapshot_id):
+                sys.stderr.write("the memory image is not what was captured\n")
+                return 1
+        finally:
+            disposal.sweep_locks(ctx)  # ours could not go while we held it
     except LivecloneError as error:
         sys.stderr.write(f"{error.code}: {error.message} ({error.seen})\n")
     return 0

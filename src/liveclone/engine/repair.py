@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ..errors import GuestError, LivecloneError, NotFound
+from ..errors import GuestError, LivecloneError, NotFound, Unsupported
 from ..host import locks, process
 from ..model.machine import Machine
 from . import disposal, scrub
@@ -37,7 +37,8 @@ async def settle_all(ctx: Context) -> list[str]:
     """
     settled, concerned = [], []
     failed: list[LivecloneError] = []
-    for machine in ctx.machines.list():
+    machines = ctx.machines.list()
+    for machine in machines:
         if not _is_interrupted(ctx, machine) or locks.is_held(ctx.layout.lock(f"machine-{machine.id}")):
             continue
         concerned.append(machine.id)
@@ -51,6 +52,9 @@ async def settle_all(ctx: Context) -> list[str]:
             continue
         settled.append(machine.name)
     disposal.sweep(ctx)
+    for name in {ctx.driver.name, *(machine.driver for machine in machines)}:
+        with contextlib.suppress(Unsupported):  # its library is not here: nobody can have left anything
+            await ctx.driver_for(name).sweep()
     if failed:
         raise failed[0]
     _check_back(ctx, concerned)

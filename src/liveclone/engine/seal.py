@@ -22,7 +22,7 @@ from ..host import files, locks, process
 from ..model.machine import ProcessRef
 from ..model.snapshot import Part, Snapshot, SnapshotState
 from ..store.layout import MANIFEST
-from . import parts, recheck
+from . import disposal, parts, recheck
 from .context import Context, open_context
 from .settings import read as read_settings
 
@@ -171,7 +171,11 @@ def main(arguments: list[str]) -> int:
     settings = replace(read_settings(), home=Path(home), hot=Path(hot))
     process.give_way()  # clones that start meanwhile come first
     try:
-        seal(open_context(settings), snapshot_id)
+        ctx = open_context(settings)
+        try:
+            seal(ctx, snapshot_id)
+        finally:
+            disposal.sweep_locks(ctx)  # ours could not go while we held it
     except Conflict:
         return 0
     except LivecloneError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..drivers.base import DiskCapture, Handle
-from ..errors import Refused
+from ..errors import Conflict, Refused
 from ..host import files
 from ..identity import policy as policies
 from ..ids import check_name, new_id
@@ -195,7 +195,7 @@ def _plan_disks(ctx: Context, machine: Machine, snapshot_id: str) -> Iterator[Di
 
 
 async def check_state(handle: Handle, machine: Machine) -> None:
-    """Raise Refused unless the machine runs and may be a source."""
+    """Raise Refused unless the machine runs and may be a source; Conflict if somebody is at something with it."""
     state = await handle.state()
     if state is not MachineState.RUNNING:
         raise Refused(
@@ -215,6 +215,16 @@ async def check_state(handle: Handle, machine: Machine) -> None:
             on=machine.name,
             source_state="running, without a network",
             next_step=f"liveclone remove --force {machine.name}",
+        )
+    if job := await handle.busy_with():
+        raise Conflict(
+            f"{machine.name} cannot be captured: {job} of it is under way",
+            code="other-job",
+            tried="a live snapshot",
+            on=machine.name,
+            seen=job,
+            source_state="running, not touched",
+            next_step=f"when that has ended (virsh domjobinfo {machine.name}): liveclone snapshot {machine.name}",
         )
 
 

@@ -12,8 +12,8 @@
 What is kept is itself a valid stream: it still lists every block and carries the pages of all blocks but the
 one taken out (firmware, flash, option ROMs, video memory), so a QEMU whose RAM already holds those pages loads it. A
 stream with mapped-ram is kept as one without, which loads from anywhere. The layout was read off QEMU 10.0's
-documentation (docs/devel/migration) and off streams that it and QEMU 7.2 wrote; whatever is not listed above is refused
-with its offset, never guessed.
+documentation (docs/devel/migration) and off streams that it wrote, of machines of its own and of earlier versions, and
+QEMU 7.2; of QEMU 8 and 9 themselves there was none. Whatever is not listed above is refused with its offset, never guessed.
 
 NOT HANDLED: compressed, XBZRLE, multifd and postcopy records, devices before RAM (virtio-mem), mapped-ram together with
 x-ignore-shared (crashes before QEMU 11), a machine type of 2.3 or older (no footers; QEMU 10 has none of them). Tripwire:

@@ -3,8 +3,11 @@
 They are the kernel's "open file description locks" (fcntl_locking(2)): as flock(2), and one may ask who holds them without
 taking them for a moment, which would make somebody else's attempt fail.
 
-The holder writes who it is and what it does into the file, for the message that a waiting command gives. There are a few
-hundred bytes a lock; lock files are never removed, since a waiter would then hold a lock on a file nobody sees.
+The holder writes who it is and what it does into the file, for the message that a waiting command gives.
+
+A lock file goes with what it is the lock of: whoever holds it alone may unlink it, `remove` takes one that nobody holds. Who
+waited for it meanwhile gets a lock on a file that nobody sees; so whoever gets one looks whether the file is still the one
+that has the name, and begins anew if not.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -36,12 +40,16 @@ def hold(path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
         Conflict: somebody else holds it (code "busy"); who, and what for, is in `seen`.
         StoreError: the file cannot be opened (a read-only disk, another user's home).
     """
-    with _opened(path) as fd:
-        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        if not _take(fd, kind) and not (deadline_s > 0 and _wait(fd, kind, deadline_s)):
-            raise _busy(fd, path, what)
-        _sign(fd, what, shared)
-        yield
+    kind, end = fcntl.F_RDLCK if shared else fcntl.F_WRLCK, time.monotonic() + deadline_s
+    while True:
+        with _opened(path) as fd:
+            left_s = end - time.monotonic()
+            if not _take(fd, kind) and not (left_s > 0 and _wait(fd, kind, left_s)):
+                raise _busy(fd, path, what)
+            if _has_name(fd, path):
+                _sign(fd, what, shared)
+                yield
+                return
 
 
 @contextlib.asynccontextmanager
@@ -49,12 +57,16 @@ async def hold_async(
     path: Path, what: str, deadline_s: float = 0.0, *, shared: bool = False
 ) -> AsyncIterator[None]:
     """As `hold`, without blocking the event loop while it waits; cancelling it ends the waiting at once."""
-    with _opened(path) as fd:
-        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        if not _take(fd, kind) and not (deadline_s > 0 and await _wait_async(fd, kind, deadline_s)):
-            raise _busy(fd, path, what)
-        _sign(fd, what, shared)
-        yield
+    kind, end = fcntl.F_RDLCK if shared else fcntl.F_WRLCK, time.monotonic() + deadline_s
+    while True:
+        with _opened(path) as fd:
+            left_s = end - time.monotonic()
+            if not _take(fd, kind) and not (left_s > 0 and await _wait_async(fd, kind, left_s)):
+                raise _busy(fd, path, what)
+            if _has_name(fd, path):
+                _sign(fd, what, shared)
+                yield
+                return
 
 
 def is_held(path: Path) -> bool:
@@ -70,6 +82,32 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(fd)
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def remove(path: Path) -> bool:
+    """Remove a lock file that nobody holds, shared or alone; False if somebody does, and then it stays.
+
+    For a lock of something that is gone: a command that wants it in this very moment, without a deadline, is told "busy".
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise files.explain(error, "opening a lock", path) from error
+    try:
+        if not _take(fd, fcntl.F_WRLCK):
+            return False
+        if _has_name(fd, path):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise files.explain(error, "removing a lock", path) from error
+    finally:
+        os.close(fd)
+    return True
 
 
 @contextlib.contextmanager
@@ -99,6 +137,14 @@ def _take(fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    """Tell whether `path` is still the file that we have open: what is not may have been locked by another since."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sign(fd: int, what: str, shared: bool) -> None:

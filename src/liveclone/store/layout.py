@@ -7,7 +7,7 @@
                                        kernel initrd (of one that was imported)
       network/                         macs leases.json
       host.key                         signs evidence (identity/signature.py)
-      locks/                           one file for each object, and one for each collection
+      locks/                           one file for each collection, and for each object: KIND-ID
     HOT/                               tmpfs: $LIVECLONE_HOT
       MACHINE.ram                      RAM of a machine that started from cold, mapped shared
       SNAPSHOT.mem                     memory image of a snapshot, mapped private by its clones
@@ -61,6 +61,10 @@ class Layout:
         """Name of the network namespace of this home, the same for every command that uses it."""
         return "liveclone-" + hashlib.sha256(str(self.home.resolve()).encode()).hexdigest()[:8]
 
+    @property
+    def locks(self) -> Path:
+        return self.home / "locks"
+
     def machine(self, machine_id: str) -> Path:
         return self.machines / machine_id
 
@@ -68,7 +72,7 @@ class Layout:
         return self.snapshots / snapshot_id
 
     def lock(self, name: str) -> Path:
-        return self.home / "locks" / name
+        return self.locks / name
 
     def ram(self, machine_id: str) -> Path:
         return self.hot / f"{machine_id}.ram"
@@ -82,7 +86,7 @@ class Layout:
         Raises:
             StoreError: one cannot be made; `next_step` names the setting that moves it. Those made before stay.
         """
-        home = (self.machines, self.snapshots, self.network, self.home / "locks")
+        home = (self.machines, self.snapshots, self.network, self.locks)
         for setting, folder in (*(("LIVECLONE_HOME", path) for path in home), ("LIVECLONE_HOT", self.hot)):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -626,11 +626,9 @@ def test_logs_follow_until_the_machine_stops(home: Home) -> None:
 
 def test_completion_knows_the_names(town: Home) -> None:
     def complete(*words: str, fresh: bool = False) -> list[str]:
-        line = " ".join(["liveclone", *words])
         ended = town.spawn(
             _LIVECLONE_COMPLETE="complete_bash",
-            _TYPER_COMPLETE_ARGS=line,
-            COMP_WORDS=line,
+            COMP_WORDS="\n".join(["liveclone", *words]),  # as bash's function does
             COMP_CWORD=str(len(words)),
             fresh=fresh,
         )
@@ -646,6 +644,15 @@ def test_completion_knows_the_names(town: Home) -> None:
     assert complete("cp", "we") == ["web:"]
     assert "--wait-sealed" in complete("snapshot", "create", "--w")
     assert complete("show", "nobody") == []
+    assert complete("--dr") == ["--driver"]
+    assert complete("--con") == ["--connect"]
+    assert complete("--driver", "") == ["qemu", "libvirt"]
+    assert complete("--driver", "=", "l") == ["libvirt"]
+    assert complete("--driver", "libvirt", "sto") == ["stop"]
+    assert complete("--driver", "=", "libvirt", "stop", "t") == ["twin"]
+    assert complete("--connect", "q") == ["qemu:///system", "qemu:///session"]
+    assert complete("--connect", "qemu", ":", "///system", "--driver", "libvirt", "stop", "t") == ["twin"]
+    assert complete("--connect", "=", "qemu", ":", "///system?socket", "=", "/run/x", "stop", "t") == ["twin"]
 
 
 def test_a_snapshot_travels_as_a_file(home: Home, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
+import threading
 
 import pytest
 
-from liveclone.engine import repair, seal
+from liveclone.engine import parts, recheck, remove, repair, seal
 from liveclone.engine.context import Context
 from liveclone.errors import NotFound, StoreError
 from liveclone.host import locks, process
@@ -74,6 +76,43 @@ async def test_a_seal_that_fails_is_told_with_what_it_said(
         await seal.finish(world.ctx, taken)
     assert (caught.value.code, caught.value.seen) == ("not-sealed", "disk-full: no room")
     assert "snapshot seal web-1" in caught.value.next_step
+    await world.remove_all()
+
+
+async def test_who_seals_a_snapshot_that_is_removed_keeps_his_lock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes when he lets go of it, as those of a snapshot that nobody seals go with the snapshot."""
+    await world.run("web")
+    taken = await world.snapshot("web")
+    lock = world.ctx.layout.lock(f"seal-{taken.id}")
+
+    def removed_meanwhile(ctx: Context, snapshot: Snapshot) -> None:
+        remover = threading.Thread(target=lambda: asyncio.run(remove.remove_snapshot(ctx, snapshot.id)))
+        remover.start()
+        remover.join()
+        assert locks.is_held(lock)
+        raise NotFound("its parts are gone")
+
+    monkeypatch.setattr(parts, "check", removed_meanwhile)
+    monkeypatch.setattr(seal, "open_context", lambda settings: world.ctx)
+    monkeypatch.setattr(process, "give_way", lambda: None)
+    assert seal.main([str(world.home), str(world.hot), taken.id]) == 1
+    assert world.ctx.snapshots.list() == []
+    assert not lock.exists()
+    await world.remove_all()
+
+
+async def test_the_locks_of_a_removed_snapshot_go(world: World) -> None:
+    await world.run("web")
+    taken = await world.snapshot("web")
+    seal.seal(world.ctx, taken.id)
+    await world.clone("web-1")
+    recheck.check(world.ctx, taken.id)
+    locks_of = [path.name for path in world.ctx.layout.locks.glob(f"*-{taken.id}")]
+    assert sorted(locks_of) == [f"{kind}-{taken.id}" for kind in ("evidence", "recheck", "seal", "snapshot")]
+    await remove.remove_snapshot(world.ctx, taken.id)
+    assert list(world.ctx.layout.locks.glob(f"*-{taken.id}")) == []
     await world.remove_all()
 
 

@@ -43,6 +43,7 @@ SNAPSHOT_PARTS = (
     "stamps.json",
     seal.LOG,
 )
+COLLECTIONS = ("machines", "snapshots", "leases", "network", "host-key")  # that have a lock
 RAM = 128 * MIB
 IMAGE = "image"
 SCRUB = snapshot.Scrubbing(paths=("/srv/token",))
@@ -200,6 +201,7 @@ class World:
             await remove.remove_snapshot(self.ctx, taken.id)
         layout = self.ctx.layout
         left = [path for folder in (layout.machines, layout.snapshots, self.hot) for path in folder.iterdir()]
+        left += [path for path in layout.locks.iterdir() if path.name not in COLLECTIONS]
         assert (left, self.processes(), self.leased()) == ([], [], set())
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Make the golden files again: python tests/unit/streams/capture.py [--qemu PROGRAM | --libvirt URI [--folder FOLDER]]
+"""Make the golden files again: streams/capture.py [--qemu PROGRAM | --versions | --libvirt URI [--folder FOLDER]]
 
 Each is what a real QEMU, or a real libvirt with --libvirt, wrote of a machine of 16 MiB; golden/golden.json says by
 which versions, and the SHA-256 of pc.ram as QEMU's own memory file had it after the machine was stopped. The machine
@@ -7,6 +7,10 @@ text lie at 0x200000. Private parts: none, so nothing has to be cut out.
 
 Another QEMU's files begin with its version, and have the devices too that libvirt gives a machine without being asked.
 It need not be installed: a package's content anywhere will do (dpkg-deb -x), as no firmware of its own is used.
+
+With --versions: machines of the types of earlier versions (pc-q35-8.0), with the same devices, written by the present QEMU,
+and one of its own version to compare them with. It writes them so that a host which has that version could load them; how
+that version itself would write them it does not show.
 """
 
 from __future__ import annotations
@@ -25,6 +29,10 @@ PAGE = 4096
 RAM_BYTES = 16 * 1024 * 1024
 GOLDEN = Path(__file__).with_name("golden")
 QEMU = "qemu-system-x86_64"
+VERSIONS = (
+    *("pc-q35-8.0", "pc-q35-8.2", "pc-q35-9.0", "pc-q35-9.2", "pc-q35-10.0"),
+    *("pc-i440fx-8.2", "pc-i440fx-9.2", "pc-i440fx-10.0"),
+)
 FORMATS = ("raw", "zstd", "gzip", "bzip2", "xz", "lzop", "sparse")
 
 DOMAIN = """<domain type='qemu'><name>golden</name><uuid>11111111-1111-4111-8111-111111111111</uuid>
@@ -141,7 +149,7 @@ def capture(name: str, kind: str, *capabilities: str, program: str = QEMU) -> di
         compare = "background-snapshot" not in capabilities
         memory = f"memory-backend-file,mem-path={ram},share=on" if compare else "memory-backend-ram"
         argv = machine(folder, kind, memory)
-        if program != QEMU:
+        if program != QEMU or kind in VERSIONS:
             argv = [program, *argv[1:], *more_devices(kind)]
         qmp = Qmp(argv)
         try:
@@ -202,6 +210,7 @@ def capture_libvirt(uri: str, place: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--qemu", metavar="PROGRAM", default=QEMU)
+    parser.add_argument("--versions", action="store_true", help="machines of earlier versions' types")
     parser.add_argument("--libvirt", metavar="URI")
     parser.add_argument(
         "--folder", default="/var/lib/libvirt", help="where libvirt can write; seen in the XML"
@@ -212,6 +221,9 @@ def main() -> None:
     known = json.loads(file.read_text()) if file.exists() else {}
     if uri:
         known |= capture_libvirt(uri, arguments.folder)
+    elif arguments.versions:
+        for kind in VERSIONS:
+            known |= capture(kind, kind)
     else:
         for name, kind, capabilities in (
             ("i440fx-bios", "pc", ()),

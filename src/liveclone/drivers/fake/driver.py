@@ -111,6 +111,9 @@ class FakeDriver:
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
 
+    async def sweep(self) -> None:
+        """Nothing lies elsewhere."""
+
     async def flatten(self, disk: Path, target: Path) -> None:
         layers.flatten(disk, target)
 

@@ -42,11 +42,20 @@ async def find(link: Link, text: str) -> DomainRef:
 
 
 async def look(link: Link, ref: DomainRef) -> Adoption:
-    """Return how the domain is now, running or not."""
+    """Return how the domain is now, running or not.
+
+    Raises:
+        NotFound: it is not here, as `registry.find` and `registry.check_here` tell.
+    """
     domain = await registry.find(link, ref)
     xml = await link.call("reading the domain", domain.XMLDesc, libvirt.VIR_DOMAIN_XML_SECURE)
     versions = await link.call("asking for its version", hardware.versions, link.connection)
     found = domain_xml.parse_domain(xml)
+    running = await link.call(
+        "looking at the domain", domain.isActive
+    )  # or a QEMU of its UUID is another libvirt's
+    if not running:
+        await registry.check_here(link, ref, domain)
     sizes = await asyncio.to_thread(lambda: {disk.target: _size(domain, disk) for disk in _written(found)})
     return Adoption(
         uuid=ref.uuid,
@@ -60,7 +69,7 @@ async def look(link: Link, ref: DomainRef) -> Adoption:
         nics=tuple(
             Nic(id=nics.id_of(nic), kind=NetworkKind.LIBVIRT, mac=nic.mac, address="") for nic in found.nics
         ),
-        process=registry.find_process(ref.uuid),
+        process=registry.find_process(ref.uuid) if running else None,
         obstacles=tuple(
             f"{one.what}: {one.why} ({one.next_step})" for one in domain_obstacles.find_obstacles(xml)
         ),

@@ -23,12 +23,11 @@ from ...formats import domain_new, domain_rewrite, domain_xml
 from ...model.snapshot import CaptureMethod
 from ..base import Captured, CapturePlan
 from . import disk, nics, nvram, split
+from .connection import MIGRATION, Connection
 from .link import Event, Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from .connection import Connection
 
 _FLAGS = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
@@ -39,6 +38,10 @@ _PAUSE_TARGET_MS = 20
 _CONVERGE_S, _LONGEST_PAUSE_MS = 30.0, 2000
 _LAYERS_ARE_THERE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
 _LIFECYCLE = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+_ITERATION = (
+    libvirt.VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION
+)  # of our own snapshot too: QEMU migrates into a file
+_EVER_S = 86400.0
 _SUSPENDED, _RESUMED = libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_RESUMED
 
 
@@ -57,6 +60,7 @@ async def capture(connection: Connection, plan: CapturePlan) -> Captured:
     save = plan.memory.with_name(f"{plan.memory.name}.save")
     async with AsyncExitStack() as undo:
         undo.callback(_forget, save)
+        await undo.enter_async_context(_stay_here(connection))
         layers = [one.layer for one in plan.disks] or [plan.next_disk]
         off = await undo.enter_async_context(AsyncExitStack())
         off.push_async_callback(_shielded_take_off, connection, layers)
@@ -172,6 +176,31 @@ async def _short_pause(connection: Connection) -> AsyncIterator[None]:
             await asyncio.shield(
                 connection.call("setting its downtime back", domain.migrateSetMaxDowntime, before)
             )
+
+
+@contextlib.asynccontextmanager
+async def _stay_here(connection: Connection) -> AsyncIterator[None]:
+    """Cancel a migration that somebody begins in the block: the domain would go without its NICs, and on our layer.
+
+    libvirt lets it wait while the snapshot is taken, and begins it then. It refuses it by itself while a layer is committed.
+    Whoever asked for it is told that it was cancelled. One that is too quick for us: nothing of the domain is touched then.
+    """
+
+    async def cancel(watch: Watch) -> None:
+        while True:
+            # Of the first pass: those that come later, of our own snapshot, may fall into the pause.
+            await watch.until(lambda event: event.facts[0] == 1, "a migration", _EVER_S)
+            if await connection.busy_with() == MIGRATION:
+                with contextlib.suppress(libvirt.libvirtError):  # it has just ended
+                    await asyncio.to_thread(connection.domain.abortJob)
+
+    async with connection.link.watch(connection.domain, _ITERATION) as watch:
+        watching = asyncio.create_task(cancel(watch))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)  # its QEMU has ended, say: others tell
 
 
 async def _see_pause(watch: Watch, deadline_s: float) -> float:

@@ -24,6 +24,17 @@ from .registry import DomainRef
 _REMOVED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
 _REMOVAL_FAILED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED
 
+_UNDER_WAY = (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
+MIGRATION, SNAPSHOT = "a migration", "a snapshot"
+_JOBS = {
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT: MIGRATION,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN: MIGRATION,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT: SNAPSHOT,
+    libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP: "a backup",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE: "a save",
+    libvirt.VIR_DOMAIN_JOB_OPERATION_DUMP: "a dump",
+}
+
 
 class Connection(ABC):
     """A connection to one domain; all of `drivers.base.Handle` but `capture`, which `handle` adds.
@@ -67,6 +78,12 @@ class Connection(ABC):
         if state == libvirt.VIR_DOMAIN_SHUTOFF or not process.is_alive(self.process):
             raise registry.ended(self.name, "asking for its state", "the domain is shut off")
         return registry.STATES.get(state, MachineState.CRASHED)
+
+    async def busy_with(self) -> str:
+        stats = await self.call("asking for its job", self.domain.jobStats)
+        if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) not in _UNDER_WAY:
+            return ""
+        return _JOBS.get(stats.get(libvirt.VIR_DOMAIN_JOB_OPERATION), "another job")
 
     async def pause(self) -> None:
         if await self.state() is not MachineState.PAUSED:

@@ -93,9 +93,11 @@ async def put_back(link: Link, ref: DomainRef, layer: Path, present: str) -> Non
         present: the name that the disk had then; empty: that by which the layer stands on it, which of ours is another.
 
     Raises:
-        NotFound: libvirt does not have the domain. StoreError: it could not be written. The layer is still there.
+        NotFound: libvirt does not have the domain, or it has gone to another host, which writes the layer. StoreError: it
+            could not be written. The layer is still there.
     """
     domain = await registry.find(link, ref)
+    await registry.check_here(link, ref, domain)
     xml = await link.call("reading its definition", domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
     target = find_target(domain_xml.parse_domain(xml), layer)
     if target and layer.exists():

@@ -17,7 +17,7 @@ from ...host import acceleration, flatten, locks
 from ...model.machine import Machine
 from ...model.snapshot import CaptureMethod
 from ..base import Abilities, Adoption, BootPlan, Recovered, RestorePlan
-from . import access, adoption, hardware, ports, recovery, registry, restore
+from . import access, adoption, hardware, ports, recovery, registry, restore, tickets
 from .handle import LibvirtHandle
 from .link import Link, open_link
 from .registry import DomainRef
@@ -78,6 +78,7 @@ class LibvirtDriver:
                 )
                 await link.call("defining", link.connection.defineXML, definition)
             domain = await registry.find(link, ref)
+            await registry.check_here(link, ref, domain)
             await link.call("starting", domain.create)
             handle = await self._handle(plan.folder, ref, link, held)
             undo.pop_all()
@@ -96,10 +97,13 @@ class LibvirtDriver:
 
     async def open(self, machine: Machine, folder: Path) -> LibvirtHandle:
         ref = _known(machine, folder)
-        if registry.find_process(ref.uuid) is None:  # whoever holds it holds nothing
-            raise registry.not_running(machine.name, "finding its QEMU", "no such process")
         async with AsyncExitStack() as undo:
-            held, link = await self._hold(folder, machine.name, undo)
+            link = await open_link(ref.uri, machine.name)
+            undo.push_async_callback(link.close)
+            await registry.find_running(
+                link, ref
+            )  # before we wait: whoever holds one that has ended holds nothing
+            held, link = await self._hold(folder, machine.name, undo, link)
             handle = await self._handle(folder, ref, link, held)
             undo.pop_all()
         return handle
@@ -163,18 +167,24 @@ class LibvirtDriver:
         finally:
             await link.close()
 
+    async def sweep(self) -> None:
+        await asyncio.to_thread(tickets.sweep, tickets.FOLDER)
+
     async def flatten(self, disk: Path, target: Path) -> None:
         await flatten.flatten(disk, target)
 
-    async def _hold(self, folder: Path, name: str, undo: AsyncExitStack) -> tuple[AsyncExitStack, Link]:
+    async def _hold(
+        self, folder: Path, name: str, undo: AsyncExitStack, link: Link | None = None
+    ) -> tuple[AsyncExitStack, Link]:
         """Keep others from the machine, and connect; both are let go of by `undo`, or with the handle."""
         held = await undo.enter_async_context(AsyncExitStack())
         await held.enter_async_context(
             locks.hold_async(folder / "libvirt.lock", f"using {name}", BUSY_DEADLINE_S)
         )
-        ref = registry.read(folder)
-        link = await open_link(ref.uri if ref else self.uri, name)
-        undo.push_async_callback(link.close)
+        if link is None:
+            ref = registry.read(folder)
+            link = await open_link(ref.uri if ref else self.uri, name)
+            undo.push_async_callback(link.close)
         return held, link
 
     async def _handle(self, folder: Path, ref: DomainRef, link: Link, held: AsyncExitStack) -> LibvirtHandle:

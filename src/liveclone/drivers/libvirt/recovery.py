@@ -1,6 +1,6 @@
 """After a capture died with the process that ran it: libvirtd may still be at it. End that, and take the layer off.
 
-libvirt's job still runs       it is aborted; libvirt undoes what it did
+libvirt's job still runs       it is aborted; libvirt undoes what it did. Another's (a migration): Conflict, it is left alone
 the domain stands still        it goes on
 the domain is on the layer     what it holds goes into the one below; where that fails the machine stays on it
 the domain has ended           the same, and its definition names the disk that it had
@@ -15,11 +15,11 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, TimedOut
+from ...errors import Conflict, HypervisorError, Interrupted, LivecloneError, TimedOut
 from ...model.machine import Machine, Memory, MemorySource
 from ..base import Recovered
 from . import disk
-from .connection import Connection
+from .connection import SNAPSHOT, Connection
 from .link import Link
 from .registry import DomainRef
 
@@ -28,6 +28,17 @@ _TRIES = 4  # libvirt gives each 30 s to get hold of the domain
 
 async def recover(connection: Connection, machine: Machine, facts: dict[str, Any]) -> Recovered:
     """Leave the domain running, and on the disk that it had if that can be; see the module."""
+    job = await connection.busy_with()
+    if job not in ("", SNAPSHOT):
+        raise Conflict(
+            f"{connection.name} cannot be settled: {job} of it is under way",
+            code="other-job",
+            tried="settling an interrupted capture",
+            on=connection.name,
+            seen=job,
+            source_state="not touched",
+            next_step=f"when that has ended (virsh domjobinfo {connection.name}): liveclone repair {connection.name}",
+        )
     with contextlib.suppress(libvirt.libvirtError):
         await asyncio.to_thread(connection.domain.abortJob)
     await _let_run(connection)

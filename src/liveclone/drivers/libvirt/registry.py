@@ -22,6 +22,7 @@ from .link import Link
 
 FILE = "domain.json"
 NICS = "nics"
+GONE, MOVED = "no-domain", "migrated"  # codes of errors
 
 
 class DomainRef(Value, frozen=True, kw_only=True):
@@ -93,20 +94,50 @@ async def find(link: Link, ref: DomainRef) -> libvirt.virDomain:
     """Return the domain, running or not.
 
     Raises:
-        NotFound: libvirt does not have it (code "not-running").
+        NotFound: libvirt does not have it (code "no-domain").
     """
-    return await link.call("finding the domain", link.connection.lookupByUUIDString, ref.uuid)
+    try:
+        return await link.call("finding the domain", link.connection.lookupByUUIDString, ref.uuid)
+    except NotFound as error:
+        raise _away(ref, GONE, f"{ref.name} is not on this host any more", error.seen) from error
+
+
+async def check_here(link: Link, ref: DomainRef, domain: libvirt.virDomain) -> None:
+    """See that a domain that does not run here has not gone to another host, where it may run.
+
+    Raises:
+        NotFound: it has, and nothing of it may be touched (code "migrated"). libvirt forgets that when it starts anew.
+    """
+    state = await link.call("asking for its state", domain.state)
+    if tuple(state) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED):
+        raise _away(ref, MOVED, f"{ref.name} was migrated to another host", "libvirt: shut off (migrated)")
+
+
+def _away(ref: DomainRef, code: str, message: str, seen: str) -> NotFound:
+    there = f"if it runs on another host: liveclone adopt {ref.name} there"
+    forget = f"liveclone remove {ref.name} forgets it here, and touches nothing of it"
+    back = "virsh migrate brings it back"
+    return NotFound(
+        message,
+        code=code,
+        tried="finding the domain",
+        on=ref.name,
+        seen=seen,
+        source_state="not here, not touched",
+        next_step=f"{there}; {forget}; {back}" if ref.adopted else f"{back}; its disk is in its folder here",
+    )
 
 
 async def find_running(link: Link, ref: DomainRef) -> tuple[libvirt.virDomain, ProcessRef]:
     """Return the domain and its QEMU.
 
     Raises:
-        NotFound: it does not run (code "not-running").
+        NotFound: it does not run (code "not-running"), or is not here (as `find` and `check_here`).
     """
     domain = await find(link, ref)
     found = find_process(ref.uuid) if await link.call("looking at the domain", domain.isActive) else None
     if found is None:
+        await check_here(link, ref, domain)
         raise not_running(ref.name, "finding its QEMU", "the domain is shut off")
     return domain, found
 

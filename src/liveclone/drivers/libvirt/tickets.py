@@ -139,10 +139,11 @@ def outcome(folder: Path, uuid: str) -> Outcome | None:
 def sweep(folder: Path) -> list[str]:
     """Remove tickets and outcomes that nobody can be waiting for any more, and return their names.
 
-    Killed commands leave them. They do no harm: the hook ignores a ticket of that age.
+    Killed commands leave them: `repair` withdraws those of its home's machines by their names, whatever their age, and
+    those of homes that are gone stay for this. They do no harm: the hook ignores a ticket of that age.
     """
     removed = []
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(OSError):  # there is no folder, or it is root's and we are somebody else
         for path in sorted(folder.iterdir()):
             with suppress(OSError):  # another sweep was quicker; what cannot be removed does no harm
                 if _is_old(path):

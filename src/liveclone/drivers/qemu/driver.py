@@ -99,6 +99,9 @@ class QemuDriver:
     async def forget(self, folder: Path) -> None:
         """All that there is of a machine is in its folder."""
 
+    async def sweep(self) -> None:
+        """Nothing lies elsewhere."""
+
     async def flatten(self, disk: Path, target: Path) -> None:
         await flatten.flatten(disk, target)
 

@@ -108,7 +108,7 @@ class _Capture:
         self.driver, self.context, self.instance, self.image_id = driver, context, instance, image_id
         self.image_api = driver._image_api
         self.vifs = Vifs(driver, context, instance)
-        self.folder = conf.folder("captures") / instance.uuid
+        self.folder = conf.make_folder("captures") / instance.uuid
         self.memory, self.device_state = self.folder / "memory", self.folder / "state"
         self.frozen, self.disk = self.folder / "frozen", self.folder / "disk.qcow2"
         self.packed = self.folder / "state.packed"

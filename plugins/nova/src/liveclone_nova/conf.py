@@ -58,3 +58,11 @@ def seal_keys() -> list[bytes]:
 def folder(name: str) -> Path:
     """Return a folder of ours beside `_base`: "states" or "captures"."""
     return Path(CONF.instances_path) / "liveclone" / name
+
+
+def make_folder(name: str) -> Path:
+    """Return the same, which is there now: root's alone, and to be passed through by whom it is opened for."""
+    made = folder(name)
+    made.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    made.mkdir(mode=0o700, exist_ok=True)
+    return made

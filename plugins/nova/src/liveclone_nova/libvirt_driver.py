@@ -88,7 +88,10 @@ class LibvirtDriver(interface.LiveSnapshotDriver, nova_libvirt_driver.LibvirtDri
     ) -> libvirt_guest.Guest:
         opened = self._clones.get(instance.uuid)
         if opened is not None:
-            return opened.start(xml, pause=pause)
+            guest = opened.start(xml, pause=pause)
+            if post_xml_callback is not None:
+                post_xml_callback()  # Nova's record of devices; a config drive has been refused
+            return guest
         return super()._create_guest(
             context, xml, instance, power_on=power_on, pause=pause, post_xml_callback=post_xml_callback
         )

@@ -68,8 +68,7 @@ def use(
     Raises:
         Corrupt: it is not sealed by this cloud, or damaged. StoreError: no room. And what Glance raises. Nothing is left.
     """
-    folder = conf.folder("states") / state_image
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = conf.make_folder("states") / state_image
     lock = folder.with_suffix(".lock")
     with locks.hold(lock, "fetching it", _FETCH_DEADLINE_S):
         if not folder.exists():

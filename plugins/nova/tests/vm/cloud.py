@@ -14,6 +14,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import nova.privsep
+import pytest
 from nova import context, exception, objects
 from nova.compute import task_states, vm_states
 from nova.conf import neutron
@@ -50,10 +52,19 @@ class TapInTheirNamespace(nova_vif.LibvirtGenericVIFDriver):
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def take_the_place_of_nova(patch: pytest.MonkeyPatch) -> None:
+    """Let nothing ask a database, and Nova do itself what it would have a process of root do."""
+    objects.register_all()
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
+    patch.setattr(objects.Instance, "save", lambda *_, **__: None)
+    none = objects.BlockDeviceMappingList()
+    patch.setattr(objects.BlockDeviceMappingList, "get_by_instance_uuid", lambda *_, **__: none)
+
+
 class Cloud:
     """A host. `instances` are all that were made; `taken` what `take` saw of task states."""
 
-    def __init__(self, folder: Path, uri: str, libvirtd_pid: int, kernel: Path, initrd: Path) -> None:
+    def __init__(self, folder: Path, uri: str, libvirtd_pid: int) -> None:
         self.context = context.RequestContext("user", "project", is_admin=True)
         self.instances: dict[str, objects.Instance] = {}
         self.images = Images(folder / "glance")
@@ -65,20 +76,23 @@ class Cloud:
         self.driver.vif_driver = TapInTheirNamespace(self.driver._host)
         self.driver.vif_driver.pid = libvirtd_pid
         self.driver.init_host("compute1")
-        disk = folder / "disk.qcow2"
+        self._number, self.image = 0, ""
+
+    def add_image(self, kernel: Path, initrd: Path) -> None:
+        """Make the image that servers are made from, unless they are made from another one: an empty disk."""
+        disk = self.instances_path.parent / "disk.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
         boot = {"container_format": "bare", "disk_format": "raw"}
         kernel_id, ramdisk_id = (self.images.add(path, **boot) for path in (kernel, initrd))
         properties = {"kernel_id": kernel_id, "ramdisk_id": ramdisk_id, "os_command_line": CMDLINE}
         self.image = self.images.add(disk, disk_format="qcow2", properties=properties)
-        self._number = 0
 
     def _configure(self, uri: str) -> None:
         conf.register()
         CONF([], default_config_files=[], default_config_dirs=[])
         neutron.register_dynamic_opts(CONF)
         for path in (self.instances_path, self.instances_path / "locks"):
-            path.mkdir()
+            path.mkdir(exist_ok=True)
         for name, value in (
             ("instances_path", str(self.instances_path)),
             ("state_path", str(self.instances_path.parent)),
@@ -86,7 +100,7 @@ class Cloud:
             ("host", "compute1"),
         ):
             CONF.set_override(name, value)
-        for group, name, value in (
+        options: tuple[tuple[str, str, Any], ...] = (
             ("oslo_concurrency", "lock_path", str(self.instances_path / "locks")),
             ("libvirt", "connection_uri", uri),
             ("libvirt", "virt_type", "qemu"),
@@ -95,7 +109,8 @@ class Cloud:
             ("vnc", "enabled", True),
             ("liveclone", "seal_keys", [KEY]),
             ("liveclone", "unverified_clones", True),
-        ):
+        )
+        for group, name, value in options:
             CONF.set_override(name, value, group=group)
 
     def close(self) -> None:
@@ -171,16 +186,24 @@ class Cloud:
         """Do what nova-compute does to build a server; on failure it takes away what there is, as nova-compute does."""
         instance = instance or self.make_instance(image_id, **flavor)
         network = instance.get_network_info()
-        devices = {
+        devices: dict[str, Any] = {
             "root_device_name": "/dev/vda",
             "image": [],
             "ephemerals": [],
             "swap": None,
             "block_device_mapping": [],
         }
-        arguments = (instance, instance.image_meta, [], None, {})
         try:
-            self.driver.spawn(self.context, *arguments, network_info=network, block_device_info=devices)
+            self.driver.spawn(
+                self.context,
+                instance,
+                instance.image_meta,
+                [],
+                None,
+                {},
+                network_info=network,
+                block_device_info=devices,
+            )
         except Exception:
             self.driver.destroy(self.context, instance, network, devices)
             raise

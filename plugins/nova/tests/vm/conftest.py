@@ -1,4 +1,4 @@
-"""Real guests under Nova's own libvirt driver: a libvirtd of the run's own (tests/libvirtd.py of liveclone), small guests."""
+"""Small real guests under Nova's own libvirt driver, and a libvirtd of the run's own (tests/libvirtd.py of liveclone)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def _load_libvirtd() -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process have all tests of this folder."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("libvirt"))
 
 
 @pytest.fixture(scope="session")
@@ -70,21 +77,17 @@ def cloud(run_folder: Path, guest_image: Any, request: pytest.FixtureRequest) ->
     if missing:
         pytest.skip(f"missing here: {', '.join(missing)}")
     daemon = request.getfixturevalue("libvirtd")
-    import nova.privsep
     from nova import objects
     from nova.virt import images
 
-    from .cloud import Cloud
+    from .cloud import Cloud, take_the_place_of_nova
     from .guest import make_initrd
 
-    objects.register_all()
     patch = pytest.MonkeyPatch()
-    nova.privsep.sys_admin_pctxt.set_client_mode(False)  # we are root ourselves
-    patch.setattr(objects.Instance, "save", lambda *_, **__: None)
-    none = objects.BlockDeviceMappingList()
-    patch.setattr(objects.BlockDeviceMappingList, "get_by_instance_uuid", lambda *_, **__: none)
+    take_the_place_of_nova(patch)
+    made = Cloud(run_folder, daemon.uri, daemon.pid)
     initrd = make_initrd(Path(guest_image.boot.initrd), run_folder / "initrd")
-    made = Cloud(run_folder, daemon.uri, daemon.pid, Path(guest_image.boot.kernel), initrd)
+    made.add_image(Path(guest_image.boot.kernel), initrd)
     patch.setattr(objects.Instance, "get_by_uuid", made.load)
     patch.setattr(images, "IMAGE_API", made.images)
     yield made

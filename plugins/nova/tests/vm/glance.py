@@ -16,7 +16,7 @@ class Images:
     """Takes the place of nova.image.glance.API. `images` may be looked at, and data is in `folder`/ID."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.images: dict[str, dict[str, Any]] = {}
 
@@ -28,7 +28,13 @@ class Images:
             )
 
     def create(self, context: Any, image: dict[str, Any], data: BinaryIO | None = None) -> dict[str, Any]:
-        found = {"id": str(uuid.uuid4()), "status": "queued", "size": None, "properties": {}, "min_disk": 0}
+        found: dict[str, Any] = {
+            "id": str(uuid.uuid4()),
+            "status": "queued",
+            "size": None,
+            "properties": {},
+            "min_disk": 0,
+        }
         self.images[found["id"]] = {**found, "min_ram": 0, **copy.deepcopy(image)}
         self._upload(found["id"], data)
         return self.get(context, found["id"])

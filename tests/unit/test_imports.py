@@ -53,7 +53,10 @@ PLUGINS = {"nova", "liveclone_nova"}
 # Of liveclone-nova: what nova-api loads must not draw in what only nova-compute has (libvirt's driver, the manager).
 NOVA_API = {"api", "compute_api", "exceptions", "obstacles", "policies", "properties", "rpcapi", "versions"}
 NOVA_CLIENT = {"osc"}  # has neither of them
-NOVA_COMPUTE = {"capture", "endpoint", "interface", "libvirt_driver", "notifications"}
+NOVA_COMPUTE = {
+    *("capture", "clone", "clone_xml", "conf", "domains", "endpoint", "fitting", "identity", "interface"),
+    *("libvirt_driver", "notifications", "recovery", "seal", "state_file", "state_images", "states", "vifs"),
+}
 
 GUEST_PYTHON = (3, 8)
 PACK = "liveclone.guest.pack"  # puts the agent into one file; runs on the host, when an image is built

@@ -1,6 +1,7 @@
 """What holds for all tests of the plugin: they run in an environment of their own (./dev test --nova), beside a real Nova.
 
     tests/unit        milliseconds; Nova's objects, no service
+    tests/vm          real guests: Nova's driver on a libvirt of the run's own; Glance is a stand-in, no service
     tests/functional  Nova's own functional fixtures: API, conductor, scheduler and compute for real, with SQLite, and
                       in-memory stand-ins for the message queue, Glance, Neutron, placement's HTTP and libvirt
 

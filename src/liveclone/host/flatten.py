@@ -9,8 +9,8 @@ from . import command, files
 _DEADLINE_S = 2 * 3600.0
 
 
-async def flatten(disk: Path, target: Path) -> None:
-    """Write the disk whose top layer is `disk`, a qcow2, to `target`: qcow2 without a backing file, durable.
+async def flatten(disk: Path, target: Path, form: str = "qcow2") -> None:
+    """Write the disk whose top layer is `disk`, a qcow2 or "raw", to `target`: qcow2 without a backing file, durable.
 
     What the guest sees is copied, cluster by cluster; zeros take no room. What an upper layer covers, and what no table
     names any more, stays behind.
@@ -20,7 +20,7 @@ async def flatten(disk: Path, target: Path) -> None:
         TimedOut: it took two hours. `target` may be there in each case.
     """
     await command.run(
-        ["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", str(disk), str(target)],
+        ["qemu-img", "convert", "-f", form, "-O", "qcow2", str(disk), str(target)],
         deadline_s=_DEADLINE_S,
         package="qemu-utils",
     )

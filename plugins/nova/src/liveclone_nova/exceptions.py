@@ -18,7 +18,7 @@ class LiveSnapshotNotSupported(exception.NovaException):
     msg_fmt = "The virt driver %(driver)s has no live snapshots."
 
 
-class CaptureNotImplemented(exception.NovaException):
-    """The step that reads memory, processor and disks of the guest has not been written yet."""
+class LiveSnapshotFailed(exception.NovaException):
+    """A live snapshot could not be taken; the instance runs as before. What only operators need is in the log."""
 
-    msg_fmt = "This version of liveclone-nova cannot capture a guest of libvirt yet."
+    msg_fmt = "The live snapshot failed: %(reason)s."

@@ -86,12 +86,12 @@ class DriverWithoutAnImplementation(FailureTestCase):
         self.fail(self.boot(), "The virt driver LibvirtDriver has no live snapshots")
 
 
-class CaptureIsNotThereYet(FailureTestCase):
+class PluginAsItIs(FailureTestCase):
     capture = None
 
-    def test_what_was_cast_all_the_same_is_taken_back(self) -> None:
+    def test_what_bars_it_is_looked_at_again_before_the_guest_is_touched(self) -> None:
         self.useFixture(fixtures.MonkeyPatch("liveclone_nova.compute_api.API._ask_host", lambda *_: []))
-        self.fail(self.boot(), "cannot capture a guest of libvirt yet")
+        self.fail(self.boot(), "its host has no [liveclone]/seal_keys")
 
 
 class MessageQueueFails(PluginTestCase):

@@ -119,8 +119,8 @@ class HostWithNovasOwnDriver(PluginTestCase):
 class PluginAsItIs(PluginTestCase):
     capture = None
 
-    def test_it_says_that_the_capture_is_not_there_yet(self) -> None:
+    def test_it_says_what_bars_it_in_the_guest_and_on_the_host(self) -> None:
         words = self.refuse(self.boot(), 409)
         # The stand-in for libvirt calls its machine type so; the guest's description has been read and judged.
         assert "machine type pc-0.12: only i440fx and q35 are known" in words
-        assert words.endswith("this version of liveclone-nova cannot capture a guest of libvirt yet.")
+        assert "its host has no [liveclone]/seal_keys" in words

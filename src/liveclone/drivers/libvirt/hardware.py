@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import libvirt
+from typing import TYPE_CHECKING
 
 from ...formats.domain_xml import Domain
 from ...model.machine import Acceleration, Hardware
+
+if TYPE_CHECKING:
+    import libvirt
 
 
 def of(domain: Domain, versions: str) -> Hardware:

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import secrets
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -44,56 +44,84 @@ async def restore(
         Conflict: there is a domain of that name. Refused: QEMU cannot come to its files. HypervisorError: libvirt refused
         it. No domain is left.
     """
-    await check_name_is_free(link, plan.name)
     header = split.read_header(plan.device_state)
     ref = registry.make_ref(link.uri, plan.name)
+    source = domain_xml.parse_domain(header.xml)
+    for nic in source.nics:
+        registry.keep_nic(plan.folder, nics.id_of(nic), nic.xml)
+    return ref, await start(link, plan, ref, _specify(plan, source, ref, console_log), access)
+
+
+async def start(
+    link: Link,
+    plan: RestorePlan,
+    ref: DomainRef,
+    spec: domain_rewrite.CloneSpec,
+    access: Access,
+    adapt: Callable[[str], str] = lambda xml: xml,
+) -> libvirt.virDomain:
+    """Start the clone as the domain `ref` with what is its own by `spec`; it stands still when this returns.
+
+    Args:
+        adapt: has the last word on both of its descriptions, that in the save image and the definition.
+
+    Raises:
+        As `restore`, and what `adapt` raises. No domain is left.
+    """
+    await check_name_is_free(link, plan.name)
+    header = split.read_header(plan.device_state)
     image = Path(plan.memory.path)
     await asyncio.to_thread(access.grant, image, write=True)
-    spec = _specify(plan, header.xml, ref, console_log)
     layers = await grant_layers(access, [Path(path) for path, _ in spec.disks.values()])
     spec = dataclasses.replace(
         spec, layers={target: layers[Path(path)] for target, (path, _) in spec.disks.items()}
     )
-    source = domain_xml.parse_domain(header.xml)
-    for nic in source.nics:
-        registry.keep_nic(plan.folder, nics.id_of(nic), nic.xml)
     if spec.nvram:
-        await asyncio.to_thread(nvram.write, plan.device_state, Path(spec.nvram), source.nvram_format)
+        form = domain_xml.parse_domain(header.xml).nvram_format
+        await asyncio.to_thread(nvram.write, plan.device_state, Path(spec.nvram), form)
+    saved = _Saved(header, spec, adapt)
     obstacle = await asyncio.to_thread(constant.find_obstacle, link.uri, image)
     async with AsyncExitStack() as failed:
         failed.push_async_callback(forget, link, ref)
         if not obstacle:
-            obstacle = await _restore_constant(link, plan, header, spec, ref)
+            obstacle = await _restore_constant(link, plan, saved, ref)
         if obstacle:
             ref = ref.replace(why_full=obstacle)
             registry.write(plan.folder, ref)
-            await _load(link, plan, _render(header, spec), header, whole=True)
+            await _load(link, plan, saved, whole=True)
         trace.at("clone.loaded")
         try:
             domain = await registry.find(link, ref)
-            definition = domain_rewrite.render_definition(header.xml, spec, ())
+            definition = adapt(domain_rewrite.render_definition(header.xml, spec, ()))
             await link.call("defining", link.connection.defineXML, definition)
         except (HypervisorError, NotFound) as error:
             if registry.find_process(ref.uuid) is None:
                 raise registry.ended(plan.name, error.tried, error.seen) from error
             raise
         failed.pop_all()
-    return ref, domain
+    return domain
 
 
-async def _restore_constant(
-    link: Link,
-    plan: RestorePlan,
-    header: libvirt_save.SaveHeader,
-    spec: domain_rewrite.CloneSpec,
-    ref: DomainRef,
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """The save image of a clone, but for the stream: the snapshot's header, and how its XML becomes the clone's."""
+
+    original: libvirt_save.SaveHeader
+    spec: domain_rewrite.CloneSpec
+    adapt: Callable[[str], str]
+
+    def render(self, *, private: bool) -> bytes:
+        spec = dataclasses.replace(self.spec, private_memory=private)
+        xml = self.adapt(domain_rewrite.rewrite_saved(self.original.xml, spec))
+        return libvirt_save.render_header(dataclasses.replace(self.original, xml=xml, data_bytes=0))
+
+
+async def _restore_constant(link: Link, plan: RestorePlan, saved: _Saved, ref: DomainRef) -> str:
     """Start the clone on the memory image itself; return why that could not be, and then no domain is left."""
     registry.write(plan.folder, ref)
-    changed = _render(header, dataclasses.replace(spec, private_memory=True))
     with constant.ticket(ref, Path(plan.memory.path)) as outcome:
         try:
-            await _load(link, plan, changed, header, whole=False)
+            await _load(link, plan, saved, whole=False)
         except HypervisorError as error:
             found = outcome()
             return (found.reason if found else _NOT_RUN) or error.seen
@@ -104,13 +132,12 @@ async def _restore_constant(
         return found.reason if found else _NOT_RUN
 
 
-async def _load(
-    link: Link, plan: RestorePlan, header: bytes, original: libvirt_save.SaveHeader, *, whole: bool
-) -> None:
+async def _load(link: Link, plan: RestorePlan, saved: _Saved, *, whole: bool) -> None:
     """Give libvirt a save image: the device state behind another header, or the whole stream."""
     save = Path(plan.memory.path).with_name(f"{plan.machine_id}.{secrets.token_hex(4)}.save")
+    header = saved.render(private=not whole)
     try:
-        await asyncio.to_thread(_write, save, header, original, plan, whole)
+        await asyncio.to_thread(_write, save, header, saved.original, plan, whole)
         trace.at("clone.started")
         await link.call(
             "restoring", link.connection.restoreFlags, str(save), None, libvirt.VIR_DOMAIN_SAVE_PAUSED
@@ -155,8 +182,9 @@ async def forget(link: Link, ref: DomainRef) -> None:
         await process.end(left)
 
 
-def _specify(plan: RestorePlan, xml: str, ref: DomainRef, console_log: Path) -> domain_rewrite.CloneSpec:
-    source = domain_xml.parse_domain(xml)
+def _specify(
+    plan: RestorePlan, source: domain_xml.Domain, ref: DomainRef, console_log: Path
+) -> domain_rewrite.CloneSpec:
     logs = any(console.log for console in source.consoles)
     return domain_rewrite.CloneSpec(
         name=ref.name,
@@ -166,11 +194,6 @@ def _specify(plan: RestorePlan, xml: str, ref: DomainRef, console_log: Path) -> 
         console_log=str(console_log) if logs else "",
         nvram=str(plan.folder / nvram.FILE) if source.nvram else "",
     )
-
-
-def _render(header: libvirt_save.SaveHeader, spec: domain_rewrite.CloneSpec) -> bytes:
-    xml = domain_rewrite.rewrite_saved(header.xml, spec)
-    return libvirt_save.render_header(dataclasses.replace(header, xml=xml, data_bytes=0))
 
 
 def _write(

@@ -58,7 +58,7 @@ def secrets() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def keeper(lab: Lab, secrets: dict[str, bytes]) -> Iterator[Machine]:
     """A machine of this file's own that keeps secrets."""
-    machine = lab.boot("keeper")
+    machine = lab.boot("keeper", vcpus=2)  # each has lists of free pages of its own
     lab.shell(machine, "systemctl is-system-running --wait || :")
     plant(lab, machine, secrets)
     yield machine

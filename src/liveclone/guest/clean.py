@@ -9,19 +9,21 @@ memory for none: pages are taken as long as there are free ones, and nobody has 
 
 Whoever asked may not want it any more, and tells so by `go_on`, which raises: all is as it was then, a step later.
 
-Sources: FITRIM of linux/fs.h; /proc/sys/vm (Documentation/admin-guide/sysctl/vm.rst); /proc/zoneinfo (proc(5)).
+Sources: FITRIM of linux/fs.h; /proc/sys/vm (Documentation/admin-guide/sysctl/vm.rst): min_free_kbytes, lowmem_reserve_ratio,
+percpu_pagelist_high_fraction, drop_caches, compact_memory; /proc/zoneinfo (proc(5)).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import struct
 from contextlib import nullcontext
 
-from .lowered import lowered
+from .settings import changed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,8 +45,7 @@ _LEFT_BYTES = 512 * 1024  # of free memory, besides what the kernel keeps for it
 _ROUNDS = 2  # what is left over is in other places after each
 _POPULATE = 0x8000  # MAP_POPULATE, linux/mman.h; in Python 3.10 and later
 _VM = "/proc/sys/vm"
-# What the kernel keeps for itself meanwhile: the less, the less there is that is not cleaned.
-_KEPT = {f"{_VM}/min_free_kbytes": 256, f"{_VM}/watermark_scale_factor": 1}
+_NO_LISTS = "1000000"  # the fraction of a zone's pages that a processor may have in lists of its own: the least there can be
 
 
 def clean_disks(go_on: GoOn) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def _without_reserve(place: str) -> AbstractContextManager[None]:
     device = os.stat(place).st_dev
     name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
     path = f"/sys/fs/ext4/{name}/reserved_clusters"
-    return lowered({path: 0}) if os.path.exists(path) else nullcontext()
+    return changed({path: 0}) if os.path.exists(path) else nullcontext()
 
 
 def _fill(place: str, go_on: GoOn) -> int:
@@ -118,7 +119,7 @@ def _trim(place: str) -> int:
 def fill_memory(go_on: GoOn) -> int:
     """Drop caches, then take all free memory for a moment; return how many bytes."""
     most = 0
-    with lowered(_KEPT):
+    with changed(_least_kept()):
         for _ in range(_ROUNDS):
             _write("drop_caches", "3")
             _write("compact_memory", "1")
@@ -126,7 +127,25 @@ def fill_memory(go_on: GoOn) -> int:
     return most
 
 
+def _least_kept() -> dict[str, int | str]:
+    """Return what lets the kernel keep as little for itself as it can: that would not be cleaned."""
+    wanted: dict[str, int | str] = {f"{_VM}/min_free_kbytes": 256}
+    zones = len(_read("lowmem_reserve_ratio").split())
+    wanted[f"{_VM}/lowmem_reserve_ratio"] = "\t".join(["0"] * zones)
+    for name, value in (
+        ("watermark_scale_factor", 1),  # Linux 4.6
+        ("percpu_pagelist_fraction", _NO_LISTS),  # before Linux 5.14
+        ("percpu_pagelist_high_fraction", _NO_LISTS),
+    ):
+        if os.path.exists(f"{_VM}/{name}"):
+            wanted[f"{_VM}/{name}"] = value
+    return wanted
+
+
 def _take_all(go_on: GoOn) -> int:
+    """Take all free memory, in turn on each processor: each has lists of free pages that no other one takes from."""
+    processors = os.sched_getaffinity(0)
+    turns = itertools.cycle(sorted(processors))
     taken: list[mmap.mmap] = []
     step = _MEMORY_STEP
     try:
@@ -136,11 +155,13 @@ def _take_all(go_on: GoOn) -> int:
                 step //= 2
             if _free_bytes() < _LEFT_BYTES + step:
                 break
+            os.sched_setaffinity(0, {next(turns)})
             taken.append(mmap.mmap(-1, step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
         return sum(map(len, taken))
     finally:
         for piece in taken:
             piece.close()
+        os.sched_setaffinity(0, processors)
 
 
 def _free_bytes() -> int:
@@ -156,6 +177,11 @@ def _free_bytes() -> int:
             elif words[:1] == ["protection:"]:  # the last of a zone that counts here
                 total += max(0, free - high - max(map(int, words[1:])))
     return total * mmap.PAGESIZE
+
+
+def _read(name: str) -> str:
+    with open(f"{_VM}/{name}", encoding="ascii") as file:
+        return file.read()
 
 
 def _write(name: str, text: str) -> None:

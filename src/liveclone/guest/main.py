@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from . import PROTOCOL, VERSION, files, generation, lowered, process
+from . import PROTOCOL, VERSION, files, generation, process, settings
 from .channel import Channel
 from .errors import CallError, log, log_exception
 from .items import load_items
@@ -203,7 +203,7 @@ def main(arguments: list[str]) -> int:
     threading.stack_size(_STACK_BYTES)
     agent = Agent(options["--root"], go_first=True)
     agent.subscribers.open(os.environ.pop(HANDED, ""))
-    lowered.put_back(agent.root)
+    settings.put_back(agent.root)
     for port, first in ((options["--control"], True), (options["--exec"], False)):
         threading.Thread(target=agent.serve_port, args=(port, first), daemon=True).start()
     log(f"agent {VERSION} ready, Python {sys.version.split()[0]}")

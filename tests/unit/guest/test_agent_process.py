@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.guest import lowered, pack, port, priority, subscribers
+from liveclone.guest import pack, port, priority, settings, subscribers
 from liveclone.guest.items import load_items
 
 from .conftest import KEY, Host
@@ -130,15 +130,15 @@ def test_it_runs(name: str, precompiled: bool, archive: Path, root: Path) -> Non
         running.close()
 
 
-def test_it_puts_back_what_one_that_was_killed_had_lowered(archive: Path, root: Path) -> None:
+def test_it_puts_back_what_one_that_was_killed_had_changed(archive: Path, root: Path) -> None:
     """A setting that is gone by then is no reason to leave the others."""
     low = {"/sys/fs/ext4/vdb/reserved_clusters": 0, "/proc/sys/vm/min_free_kbytes": 1024}
     clusters, kbytes = [root / path.lstrip("/") for path in low]
     for path in clusters, kbytes:
         path.parent.mkdir(parents=True)
         path.write_text("16384\n")
-    program = "import os, sys\nfrom liveclone.guest.lowered import lowered\n"
-    program += f"with lowered({low}, sys.argv[1]): os.kill(os.getpid(), 9)"
+    program = "import os, sys\nfrom liveclone.guest.settings import changed\n"
+    program += f"with changed({low}, sys.argv[1]): os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", program, root], check=False).returncode == -signal.SIGKILL
     assert (clusters.read_text(), kbytes.read_text()) == ("0", "1024")
     shutil.rmtree(clusters.parent)
@@ -146,7 +146,7 @@ def test_it_puts_back_what_one_that_was_killed_had_lowered(archive: Path, root: 
     try:
         running.control.call("ping")
         assert kbytes.read_text() == "16384"
-        assert not (root / lowered.STATE.lstrip("/")).exists()
+        assert not (root / settings.STATE.lstrip("/")).exists()
     finally:
         running.close()
 

@@ -1,6 +1,6 @@
-"""Settings of the kernel that are lower for a while: what they were is on file meanwhile, for whoever comes next.
+"""Settings of the kernel that are others for a while: what they were is on file meanwhile, for whoever comes next.
 
-`/run/liveclone/lowered.json` is there as long as one is lowered. An agent that dies then leaves it to the next one, which
+`/run/liveclone/settings.json` is there as long as one is changed. An agent that dies then leaves it to the next one, which
 puts back what it says when it starts. A guest that boots has neither the file nor the settings.
 """
 
@@ -17,12 +17,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-STATE = "/run/liveclone/lowered.json"
+STATE = "/run/liveclone/settings.json"
 
 
 @contextmanager
-def lowered(wanted: Mapping[str, int], root: str = "/") -> Iterator[None]:
-    """Let each setting (its path in /proc or /sys) be as low as `wanted` in the block; one block at a time.
+def changed(wanted: Mapping[str, int | str], root: str = "/") -> Iterator[None]:
+    """Let each setting (its path in /proc or /sys) be at most that number, or that text, in the block; one block at a time.
 
     Raises OSError, with all as it was: one cannot be read or written.
     """
@@ -31,7 +31,7 @@ def lowered(wanted: Mapping[str, int], root: str = "/") -> Iterator[None]:
     for path, value in wanted.items():
         with open(_full(root, path), encoding="ascii") as file:
             text = file.read().strip()
-        if int(text) > value:
+        if text != value if isinstance(value, str) else int(text) > value:
             before[path] = text
     state = _full(root, STATE)
     os.makedirs(os.path.dirname(state), exist_ok=True)
@@ -45,7 +45,7 @@ def lowered(wanted: Mapping[str, int], root: str = "/") -> Iterator[None]:
 
 
 def put_back(root: str = "/") -> None:
-    """Make each setting what it was before it was lowered; mostly there is none."""
+    """Make each setting what it was before; mostly there is none."""
     text = files.find_text(_full(root, STATE))
     if text is None:
         return

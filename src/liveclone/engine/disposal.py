@@ -81,13 +81,19 @@ async def dispose_id(ctx: Context, machine_id: str) -> None:
     try:
         machine = ctx.machines.load(machine_id)
     except NotFound:
-        _discard(ctx, machine_id)
+        await dispose_unmade(ctx, machine_id)
         return
     await dispose(ctx, machine)
 
 
+async def dispose_unmade(ctx: Context, machine_id: str) -> None:
+    """Remove a machine without a manifest: one that was waiting in a pool has a process; the caller holds it."""
+    await _end_forgotten(ctx, machine_id)
+    _discard(ctx, machine_id)
+
+
 def _discard(ctx: Context, machine_id: str) -> None:
-    """Remove a machine that never had a manifest, hence no process either."""
+    """Remove what there is of a machine that has no manifest, and no process any more."""
     ctx.leases.free(machine_id)
     files.remove_tree(ctx.layout.machine(machine_id))
     ctx.layout.lock(f"machine-{machine_id}").unlink(missing_ok=True)
@@ -133,8 +139,7 @@ def sweep(ctx: Context) -> None:
     Harmless at any time: what an operation under way is making is locked or in its journal, which are asked first.
     """
     for folder in ctx.layout.machines.iterdir():
-        # In this order: whoever makes a machine holds its lock until the manifest is there.
-        if not _is_busy(ctx, folder.name) and not (folder / MANIFEST).exists():
+        if not (folder / MANIFEST).exists() and _is_half_made(ctx, folder):
             _discard(ctx, folder.name)
     machines, snapshots = ctx.machines.list(), ctx.snapshots.list()
     working = set()
@@ -174,6 +179,16 @@ def sweep_locks(ctx: Context) -> None:
         owner_id = path.name.rpartition("-")[2].partition(".")[0]
         if is_id(owner_id) and not any((kind / owner_id / MANIFEST).exists() for kind in kinds):
             locks.remove(path)
+
+
+def _is_half_made(ctx: Context, folder: Path) -> bool:
+    # In this order: whoever makes a machine, or takes one that waits, holds its lock until its record or manifest is there.
+    if _is_busy(ctx, folder.name):
+        return False
+    waits = any(
+        ctx.layout.waiting(path.name, folder.name).exists() for path in ctx.layout.snapshots.iterdir()
+    )
+    return not waits and not (folder / MANIFEST).exists()
 
 
 def _is_busy(ctx: Context, machine_id: str) -> bool:

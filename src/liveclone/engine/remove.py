@@ -11,7 +11,7 @@ from ..host import locks, process
 from ..ids import is_id
 from ..model.machine import Machine
 from ..store.layout import MANIFEST
-from . import disposal
+from . import disposal, pool
 from .context import BUSY_DEADLINE_S, Context
 from .holding import hold_machine
 
@@ -90,6 +90,7 @@ async def remove_snapshot(ctx: Context, text: str) -> Removed:
             snapshot = ctx.snapshots.load(snapshot_id)
             hot = Path(snapshot.hot.path) if snapshot.hot else hot
         run_on = tuple(machine.name for machine in find_machines_of(ctx, snapshot_id))
+        await pool.drain(ctx, snapshot_id)
         disposal.dispose_snapshot(ctx, snapshot_id, hot)
     return Removed(name, run_on)
 

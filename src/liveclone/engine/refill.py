@@ -1,0 +1,143 @@
+"""Make machines that wait for clones of a snapshot, until there are as many as its pool is to have.
+
+By the command that asks for the pool, and, whenever clones have taken some, in the background:
+
+    python -m liveclone.engine.refill HOME HOT SNAPSHOT-ID       log: snapshots/ID/pool/log
+
+One after the other, and one process at a time for a snapshot; another waits and then finds nothing to do. Where memory is
+short it stops: clones that are asked for come first (pool.with_room).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from .. import trace
+from ..errors import Conflict, LivecloneError, NotFound
+from ..host import locks, process
+from ..ids import new_id
+from ..model.snapshot import Snapshot
+from ..model.waiting import Waiting
+from . import capacity, disposal, parts, pool, restore
+from .context import Context, open_context
+from .settings import read as read_settings
+
+LOG = "log"
+DEADLINE_S = 600.0
+
+
+async def set_size(ctx: Context, text: str, size: int) -> pool.Pool:
+    """Let `size` machines wait for clones of a snapshot from now on; returns when they do.
+
+    Raises:
+        Refused: not a number of machines, or not enough memory for all; those that were made stay, and the size is kept.
+        NotFound: there is no such snapshot. Corrupt: its parts do not match its manifest.
+        Unsupported: its hypervisor has no pools.
+    """
+    found = ctx.snapshots.find(text)
+    async with ctx.hold_snapshot(found.id, f"setting the pool of {found.name}", shared=True) as snapshot:
+        pool.write_size(ctx, snapshot, size)
+        await pool.drain(ctx, snapshot.id, keep=size)
+    await fill(ctx, found.id)
+    return pool.summarize(ctx, found)
+
+
+async def drain(ctx: Context, text: str) -> int:
+    """End the machines that wait for clones of a snapshot, and return how many; the pool's size stays.
+
+    Raises:
+        NotFound: there is no such snapshot.
+    """
+    return await pool.drain(ctx, ctx.snapshots.find(text).id)
+
+
+def start(ctx: Context, snapshot: Snapshot) -> None:
+    """Begin to fill the snapshot's pool in the background, if there is one and machines are missing in it."""
+    if len(pool.find(ctx, snapshot.id)) >= pool.read_size(ctx, snapshot.id):
+        return
+    settings = ctx.settings
+    argv = [sys.executable, "-m", __name__, str(settings.home), str(settings.hot), snapshot.id]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process.start(argv, cwd=Path("/"), log=ctx.layout.pool(snapshot.id) / LOG, env=environment)
+
+
+async def fill(ctx: Context, snapshot_id: str) -> int:
+    """Make the machines that are missing in a snapshot's pool, and return how many that were.
+
+    Raises:
+        Refused: not enough memory for the next one. Corrupt, Unsupported, HypervisorError: it could not be made.
+            Those that were made stay. NotFound: the snapshot was removed.
+    """
+    path = ctx.layout.lock(f"pool-{snapshot_id}")
+    made = 0
+    async with locks.hold_async(path, "filling a pool", DEADLINE_S):
+        await pool.settle(ctx, [snapshot_id])
+        while True:
+            # Each on its own, so that whoever wants to remove the snapshot waits for one only.
+            async with ctx.hold_snapshot(snapshot_id, "filling its pool", shared=True) as snapshot:
+                size, waiting = pool.read_size(ctx, snapshot_id), len(pool.find(ctx, snapshot_id))
+                if waiting >= size:
+                    return made
+                ctx.progress(f"filling the pool of {snapshot.name}", waiting / size)
+                capacity.check_clones(ctx, snapshot, 1)
+                await _make(ctx, snapshot)
+                made += 1
+
+
+async def _make(ctx: Context, snapshot: Snapshot) -> None:
+    """Make one waiting machine; on failure nothing is left of it."""
+    memory = await asyncio.to_thread(parts.check, ctx, snapshot)
+    machine_id = new_id()
+    machine = restore.plan_machine(ctx, snapshot, machine_id, f"{snapshot.name[:40]}-pool-{machine_id}")
+    waiting = Waiting(machine=machine.replace(memory=memory), image=parts.stamp(Path(memory.path)))
+    async with AsyncExitStack() as undo:
+        lock = ctx.layout.lock(f"machine-{machine_id}")
+        await undo.enter_async_context(locks.hold_async(lock, f"waiting for clones of {snapshot.name}"))
+        keep = AsyncExitStack()
+        keep.callback(pool.forget, ctx, snapshot.id, machine_id)
+        keep.push_async_callback(_undo, ctx, machine_id)
+        await undo.enter_async_context(keep)
+        disposal.begin_machine(ctx, machine_id, "pool", snapshot=snapshot.id)
+        trace.at("pool.begun")
+        pool.remember(ctx, waiting)
+        trace.at("pool.known")
+        restore.make_disks(ctx, snapshot, machine)
+        handle = await restore.start(ctx, snapshot, machine, memory)
+        await handle.close()
+        trace.at("pool.loaded")
+        pool.remember(ctx, waiting.replace(machine=waiting.machine.replace(process=handle.process)))
+        trace.at("pool.recorded")
+        ctx.journal(machine_id).end()
+        keep.pop_all()
+    trace.at("pool.ready")
+
+
+async def _undo(ctx: Context, machine_id: str) -> None:
+    """Shielded, so that an impatient user leaves nothing behind."""
+    await asyncio.shield(disposal.dispose_unmade(ctx, machine_id))
+
+
+def main(arguments: list[str]) -> int:
+    """Fill a pool, as a process of its own.
+
+    It does not give way as sealing does: the machines it starts would inherit that, and run so as clones.
+    """
+    home, hot, snapshot_id = arguments
+    try:
+        settings = replace(read_settings(), home=Path(home), hot=Path(hot))
+        asyncio.run(fill(open_context(settings), snapshot_id))
+    except (Conflict, NotFound):  # somebody else is at it; the snapshot is gone
+        return 0
+    except LivecloneError as error:
+        sys.stderr.write(f"{error.code}: {error.message} ({error.seen})\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -212,11 +212,8 @@ async def test_a_hypervisor_that_others_use_has_no_pool(
 
 
 @pytest.mark.usefixtures("refilling")
-async def test_a_pool_is_filled_again_in_the_background(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pool_is_filled_again_in_the_background(world: World) -> None:
     taken = await filled(world)
-    monkeypatch.setenv("LIVECLONE_DRIVER", "fake")
     (result,) = await world.clone("warm")
     assert result.pooled
     (filler,) = process.find_logging_into(world.ctx.layout.pool(taken.id))

@@ -102,7 +102,7 @@ def _discard(ctx: Context, machine_id: str) -> None:
 def dispose_snapshot(ctx: Context, snapshot_id: str, hot: Path) -> None:
     """Remove a snapshot and its memory image `hot`; the caller holds it alone.
 
-    Machines that run from it run on; layers in use stay.
+    Machines that run from it run on; layers in use stay. Machines that wait for clones of it have gone before (pool.drain).
     """
     folder = ctx.layout.snapshot(snapshot_id)
     hot.unlink(missing_ok=True)
@@ -172,12 +172,13 @@ def sweep(ctx: Context) -> None:
 def sweep_locks(ctx: Context) -> None:
     """Remove the locks of machines and snapshots that are gone, but for those that somebody holds.
 
-    One that is sealed while it is removed, say: who seals it does this again when he has let go of it.
+    One that is sealed while it is removed, say: who seals it does this again when he has let go of it. A machine that waits
+    in a pool has no manifest, but a folder: its lock stays, so that nobody who wants to take it finds it held by us.
     """
-    kinds = (ctx.layout.machines, ctx.layout.snapshots)
     for path in ctx.layout.locks.glob("*-*"):
         owner_id = path.name.rpartition("-")[2].partition(".")[0]
-        if is_id(owner_id) and not any((kind / owner_id / MANIFEST).exists() for kind in kinds):
+        lives = ctx.layout.machine(owner_id).exists() or (ctx.layout.snapshot(owner_id) / MANIFEST).exists()
+        if is_id(owner_id) and not lives:
             locks.remove(path)
 
 

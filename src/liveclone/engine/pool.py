@@ -164,13 +164,16 @@ def remember(ctx: Context, waiting: Waiting) -> None:
     files.write_atomic(path, manifests.render(waiting), durable=False)
 
 
-async def drain(ctx: Context, snapshot_id: str, *, keep: int = 0) -> int:
-    """End a snapshot's waiting machines but `keep`, those that somebody is just taking left to them; return how many."""
+async def drain(ctx: Context, snapshot_id: str, *, keep: int = 0, deadline_s: float = 0.0) -> int:
+    """End a snapshot's waiting machines but the `keep` oldest, and return how many.
+
+    Those that somebody is making, taking or ending are left to them, if they do not let go of them within `deadline_s`.
+    """
     ended = 0
     settled = await settle(ctx, [snapshot_id])
     for waiting in find(ctx, snapshot_id)[keep:]:
         with contextlib.suppress(Conflict):
-            async with _held(ctx, waiting.machine.id, "draining a pool"):
+            async with _held(ctx, waiting.machine.id, "draining a pool", deadline_s):
                 if ctx.layout.waiting(snapshot_id, waiting.machine.id).exists():
                     await _throw_away(ctx, snapshot_id, waiting.machine.id)
                     ended += 1
@@ -216,9 +219,11 @@ def _snapshot_ids(ctx: Context) -> list[str]:
     return [path.parent.name for path in ctx.layout.snapshots.glob("*/pool")]
 
 
-def _held(ctx: Context, machine_id: str, what: str) -> contextlib.AbstractAsyncContextManager[None]:
+def _held(
+    ctx: Context, machine_id: str, what: str, deadline_s: float = 0.0
+) -> contextlib.AbstractAsyncContextManager[None]:
     """Hold a waiting machine, if nobody else does."""
-    return locks.hold_async(ctx.layout.lock(f"machine-{machine_id}"), what)
+    return locks.hold_async(ctx.layout.lock(f"machine-{machine_id}"), what, deadline_s)
 
 
 def _is_good(ctx: Context, path: Path) -> bool:

@@ -4,8 +4,9 @@ By the command that asks for the pool, and, whenever clones have taken some, in 
 
     python -m liveclone.engine.refill HOME HOT SNAPSHOT-ID       log: snapshots/ID/pool/log
 
-One after the other, and one process at a time for a snapshot; another waits and then finds nothing to do. Where memory is
-short it stops: clones that are asked for come first (pool.with_room).
+One after the other, one process at a time for a snapshot (lock `pool-ID`). Behind it one more may wait (`refill-ID`), for
+what clones take after the first has looked; that one looks when its turn comes, so a third has nothing to wait for. Where
+memory is short it stops: clones that are asked for come first (pool.with_room).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,6 @@ async def set_size(ctx: Context, text: str, size: int) -> pool.Pool:
     found = ctx.snapshots.find(text)
     async with ctx.hold_snapshot(found.id, f"setting the pool of {found.name}", shared=True) as snapshot:
         pool.write_size(ctx, snapshot, size)
-        await pool.drain(ctx, snapshot.id, keep=size)
     await fill(ctx, found.id)
     return pool.summarize(ctx, found)
 
@@ -51,14 +51,17 @@ async def drain(ctx: Context, text: str) -> int:
     """End the machines that wait for clones of a snapshot, and return how many; the pool's size stays.
 
     Raises:
-        NotFound: there is no such snapshot.
+        NotFound: there is no such snapshot. Conflict: its pool is being filled, and that does not end.
     """
-    return await pool.drain(ctx, ctx.snapshots.find(text).id)
+    snapshot = ctx.snapshots.find(text)
+    async with _filling(ctx, snapshot.id, f"draining the pool of {snapshot.name}"):
+        return await pool.drain(ctx, snapshot.id)
 
 
 def start(ctx: Context, snapshot: Snapshot) -> None:
     """Begin to fill the snapshot's pool in the background, if there is one and machines are missing in it."""
-    if len(pool.find(ctx, snapshot.id)) >= pool.read_size(ctx, snapshot.id):
+    size = pool.read_size(ctx, snapshot.id)
+    if len(pool.find(ctx, snapshot.id)) >= size or locks.is_held(_queue(ctx, snapshot.id)):
         return
     settings = ctx.settings
     argv = [sys.executable, "-m", __name__, str(settings.home), str(settings.hot), snapshot.id]
@@ -67,26 +70,47 @@ def start(ctx: Context, snapshot: Snapshot) -> None:
 
 
 async def fill(ctx: Context, snapshot_id: str) -> int:
-    """Make the machines that are missing in a snapshot's pool, and return how many that were.
+    """Make the machines that are missing in a snapshot's pool, and return how many that were; any surplus is ended.
 
     Raises:
         Refused: not enough memory for the next one. Corrupt, Unsupported, HypervisorError: it could not be made.
             Those that were made stay. NotFound: the snapshot was removed.
     """
-    path = ctx.layout.lock(f"pool-{snapshot_id}")
+    async with _filling(ctx, snapshot_id, "filling a pool"):
+        return await _fill(ctx, snapshot_id)
+
+
+async def fill_in_turn(ctx: Context, snapshot_id: str) -> None:
+    """As `fill`, unless somebody waits to do that already."""
+    async with AsyncExitStack() as turn:
+        async with locks.hold_async(_queue(ctx, snapshot_id), "waiting to fill a pool"):
+            await turn.enter_async_context(_filling(ctx, snapshot_id, "filling a pool"))
+        await _fill(ctx, snapshot_id)
+
+
+def _filling(ctx: Context, snapshot_id: str, what: str) -> AbstractAsyncContextManager[None]:
+    return locks.hold_async(ctx.layout.lock(f"pool-{snapshot_id}"), what, DEADLINE_S)
+
+
+def _queue(ctx: Context, snapshot_id: str) -> Path:
+    return ctx.layout.lock(f"refill-{snapshot_id}")
+
+
+async def _fill(ctx: Context, snapshot_id: str) -> int:
     made = 0
-    async with locks.hold_async(path, "filling a pool", DEADLINE_S):
-        await pool.settle(ctx, [snapshot_id])
-        while True:
-            # Each on its own, so that whoever wants to remove the snapshot waits for one only.
-            async with ctx.hold_snapshot(snapshot_id, "filling its pool", shared=True) as snapshot:
-                size, waiting = pool.read_size(ctx, snapshot_id), len(pool.find(ctx, snapshot_id))
-                if waiting >= size:
-                    return made
-                ctx.progress(f"filling the pool of {snapshot.name}", waiting / size)
-                capacity.check_clones(ctx, snapshot, 1)
-                await _make(ctx, snapshot)
-                made += 1
+    await pool.settle(ctx, [snapshot_id])
+    while True:
+        # Each on its own, so that whoever wants to remove the snapshot waits for one only.
+        async with ctx.hold_snapshot(snapshot_id, "filling its pool", shared=True) as snapshot:
+            size, waiting = pool.read_size(ctx, snapshot_id), len(pool.find(ctx, snapshot_id))
+            if waiting >= size:
+                # Here, where nobody makes any: the size may have become smaller meanwhile.
+                await pool.drain(ctx, snapshot_id, keep=size)
+                return made
+            ctx.progress(f"filling the pool of {snapshot.name}", waiting / size)
+            capacity.check_clones(ctx, snapshot, 1)
+            await _make(ctx, snapshot)
+            made += 1
 
 
 async def _make(ctx: Context, snapshot: Snapshot) -> None:
@@ -129,8 +153,11 @@ def main(arguments: list[str]) -> int:
     """
     home, hot, snapshot_id = arguments
     try:
-        settings = replace(read_settings(), home=Path(home), hot=Path(hot))
-        asyncio.run(fill(open_context(settings), snapshot_id))
+        ctx = open_context(replace(read_settings(), home=Path(home), hot=Path(hot)))
+        try:
+            asyncio.run(fill_in_turn(ctx, snapshot_id))
+        finally:
+            disposal.sweep_locks(ctx)  # ours could not go while we held them
     except (Conflict, NotFound):  # somebody else is at it; the snapshot is gone
         return 0
     except LivecloneError as error:

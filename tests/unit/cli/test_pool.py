@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .conftest import Home
+from liveclone.host import process
+
+from .conftest import PATIENCE_S, Home
 
 
 def test_a_pool_from_its_beginning_to_its_end(home: Home) -> None:
@@ -21,8 +23,10 @@ def test_a_pool_from_its_beginning_to_its_end(home: Home) -> None:
     (made,) = home.json("clone", "warm", "--name", "one")
     assert made["pooled"] is True
     assert made["machine"]["id"] in pool["waiting"]
-    # It waits for whoever fills it in the background, and finds nothing to do then.
-    assert list(home.json("pool", "set", "warm", "2")["waiting"].values()) == ["ready", "ready"]
+    for filler in process.find_logging_into(home.folder / "snapshots" / pool["id"] / "pool"):
+        assert process.wait_gone(filler, PATIENCE_S)
+    (pool,) = home.json("pool", "list")
+    assert list(pool["waiting"].values()) == ["ready", "ready"]
     assert home.json("pool", "drain", "warm") == {"snapshot": "warm", "ended": 2}
     assert home.run("pool", "drain", "warm") == "0 waiting machines of warm ended\n"
     (pool,) = home.json("pool", "list")

@@ -50,14 +50,15 @@ OPERATIONS = {
     "export": ("export",),
     "import": ("import",),
 }
-# What a clone does not do that takes a machine which waits.
+# What a clone does not do that takes a machine which waits, and what only that one does.
 STARTS = ("clone.made", "clone.started", "clone.loaded")
+TAKES = ("clone.taken",)
 
 
 def points_of(operation: str) -> list[str]:
     files = [*(SOURCE / "engine").glob("*.py"), *(SOURCE / "drivers" / "fake").glob("*.py")]
     words = OPERATIONS[operation]
-    skipped = STARTS if operation == "pooled" else ()
+    skipped = STARTS if operation == "pooled" else TAKES
     found = {point for file in files for point in re.findall(r'trace\.at\("([a-z.-]+)"\)', file.read_text())}
     return sorted(point for point in found if point.partition(".")[0] in words and point not in skipped)
 

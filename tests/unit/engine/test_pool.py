@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from liveclone.engine import capacity, pool, refill, remove, seal, views
-from liveclone.errors import NotFound, Refused, Unsupported
+from liveclone import trace
+from liveclone.engine import capacity, disposal, pool, refill, remove, seal, views
+from liveclone.engine.context import Context
+from liveclone.errors import Conflict, NotFound, Refused, Unsupported
 from liveclone.host import locks, process
 from liveclone.model.snapshot import Snapshot
 from liveclone.model.waiting import Waiting, WaitingState
@@ -65,6 +69,8 @@ async def test_what_waits_is_no_machine_to_the_user(world: World) -> None:
     assert await world.repair() == []
     assert waiting(world) == [one]
     assert await world.find_faults() == []
+    (result,) = await world.clone("warm")
+    assert result.pooled and result.error is None
     await world.remove_all()
 
 
@@ -197,6 +203,91 @@ async def test_two_who_fill_make_no_more_than_asked_for(world: World) -> None:
     made = await asyncio.gather(*(refill.fill(world.ctx, taken.id) for _ in range(3)))
     assert sum(made) == len(waiting(world)) == 2
     await world.remove_all()
+
+
+async def test_a_pool_that_becomes_smaller_while_it_is_filled_has_no_surplus(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await filled(world, 0)
+    pool.write_size(world.ctx, taken, 3)
+
+    def at(point: str) -> None:
+        if point == "pool.ready" and len(waiting(world)) == 2:
+            pool.write_size(world.ctx, taken, 1)
+
+    monkeypatch.setattr(trace, "at", at)
+    assert await refill.fill(world.ctx, taken.id) == 2
+    assert len(waiting(world)) == 1
+    assert await world.find_faults() == []
+    await world.remove_all()
+
+
+async def test_only_one_waits_for_its_turn_to_fill_a_pool(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await filled(world, 0)
+    pool.write_size(world.ctx, taken, 1)
+    with locks.hold(world.ctx.layout.lock(f"pool-{taken.id}"), "filling it"):
+        next_one = asyncio.create_task(refill.fill_in_turn(world.ctx, taken.id))
+        await asyncio.sleep(0)  # it goes as far as it can: it has the lock of who is next
+        assert locks.is_held(world.ctx.layout.lock(f"refill-{taken.id}"))
+        with pytest.raises(Conflict):
+            await refill.fill_in_turn(world.ctx, taken.id)
+        arguments = [str(world.home), str(world.hot), taken.id]
+        assert await asyncio.to_thread(refill.main, arguments) == 0
+        assert waiting(world) == []
+    await next_one
+    assert len(waiting(world)) == 1
+    await world.remove_all()
+
+
+async def test_a_snapshot_is_removed_after_those_that_somebody_just_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await filled(world)
+    told: list[str] = []
+    ends, go_on = asyncio.Event(), asyncio.Event()
+    end, hold, dispose = disposal.dispose_unmade, pool._held, disposal.dispose_snapshot
+
+    async def ending(ctx: Context, machine_id: str) -> None:
+        told.append("ending")
+        ends.set()
+        await go_on.wait()
+        await end(ctx, machine_id)
+        told.append("ended")
+
+    def held(
+        ctx: Context, machine_id: str, what: str, *deadline_s: float
+    ) -> AbstractAsyncContextManager[None]:
+        if told and what == "draining a pool":
+            asyncio.get_running_loop().call_soon(go_on.set)
+        return hold(ctx, machine_id, what, *deadline_s)
+
+    def removing(*args: Any) -> None:
+        told.append("removing")
+        dispose(*args)
+
+    monkeypatch.setattr(disposal, "dispose_unmade", ending)
+    monkeypatch.setattr(pool, "_held", held)
+    monkeypatch.setattr(disposal, "dispose_snapshot", removing)
+    draining = asyncio.create_task(pool.drain(world.ctx, taken.id))
+    await ends.wait()
+    await remove.remove_snapshot(world.ctx, "warm")
+    assert (await draining, told) == (1, ["ending", "ended", "removing"])
+    assert await world.find_faults() == []
+    await world.remove_all()
+
+
+async def test_the_lock_of_a_machine_that_waits_is_not_swept_up(world: World) -> None:
+    await filled(world)
+    (one,) = waiting(world)
+    lock = world.ctx.layout.lock(f"machine-{one.machine.id}")
+    inode = lock.stat().st_ino
+    disposal.sweep(world.ctx)
+    assert lock.stat().st_ino == inode
+    assert len(waiting(world)) == 1
+    await world.remove_all()
+    assert not lock.exists()
 
 
 async def test_a_hypervisor_that_others_use_has_no_pool(

@@ -36,7 +36,7 @@ from ..store.layout import MANIFEST
 from . import disposal, parts
 from .context import Context
 
-MOST = 100  # a waiting machine costs 20 to 30 MiB (measured) and a process
+MOST = 100  # a waiting machine costs 18 to 28 MiB (docs/pool.md) and a process
 SIZE = "size"
 
 

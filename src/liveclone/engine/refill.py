@@ -12,6 +12,7 @@ memory is short it stops: clones that are asked for come first (pool.with_room).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -59,14 +60,18 @@ async def drain(ctx: Context, text: str) -> int:
 
 
 def start(ctx: Context, snapshot: Snapshot) -> None:
-    """Begin to fill the snapshot's pool in the background, if there is one and machines are missing in it."""
+    """Begin to fill the snapshot's pool in the background, if there is one and machines are missing in it.
+
+    Fails silently: the clones are there, and whoever starts the next ones tries again.
+    """
     size = pool.read_size(ctx, snapshot.id)
     if len(pool.find(ctx, snapshot.id)) >= size or locks.is_held(_queue(ctx, snapshot.id)):
         return
     settings = ctx.settings
     argv = [sys.executable, "-m", __name__, str(settings.home), str(settings.hot), snapshot.id]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process.start(argv, cwd=Path("/"), log=ctx.layout.pool(snapshot.id) / LOG, env=environment)
+    with contextlib.suppress(LivecloneError, OSError):
+        process.start(argv, cwd=Path("/"), log=ctx.layout.pool(snapshot.id) / LOG, env=environment)
 
 
 async def fill(ctx: Context, snapshot_id: str) -> int:

@@ -312,3 +312,14 @@ async def test_a_pool_is_filled_again_in_the_background(world: World) -> None:
     (line,) = pool.list_pools(world.ctx)
     assert line.ready == 1, (world.ctx.layout.pool(taken.id) / refill.LOG).read_text()
     await world.remove_all()
+
+
+@pytest.mark.usefixtures("refilling")
+async def test_clones_are_told_of_though_their_pool_cannot_be_filled_again(world: World) -> None:
+    taken = await filled(world)
+    (world.ctx.layout.pool(taken.id) / refill.LOG).mkdir()
+    (result,) = await world.clone("warm")
+    assert result.pooled
+    assert result.error is None
+    assert await world.find_faults() == []
+    await world.remove_all()

@@ -144,7 +144,7 @@ def test_of_one_whose_maker_was_killed_repair_leaves_nothing(
     assert lab.wait(refill.set_size(lab.ctx, snapshotted.id, 0)).waiting == {}
 
 
-@pytest.mark.parametrize("point", ["clone.taken", "clone.restored", "clone.resumed", "clone.verified"])
+@pytest.mark.parametrize("point", ["pool.taken", "clone.restored", "clone.resumed", "clone.verified"])
 def test_of_one_whose_taker_was_killed_repair_leaves_nothing(
     lab: Lab, snapshotted: Snapshot, filled: list[Machine], point: str
 ) -> None:

@@ -129,7 +129,7 @@ class _Clone:
                 machine, handle = await self._start(machine_id, undo)
             else:
                 ctx.journal(machine_id).begin("clone", snapshot=self.snapshot.id)
-                trace.at("clone.taken")
+                trace.at("pool.taken")
                 machine, handle = self._make(waited[0]), waited[1]
                 self.result.pooled = True
             self.mark("restore")

@@ -50,17 +50,17 @@ OPERATIONS = {
     "export": ("export",),
     "import": ("import",),
 }
-# What a clone does not do that takes a machine which waits, and what only that one does.
-STARTS = ("clone.made", "clone.started", "clone.loaded")
-TAKES = ("clone.taken",)
+# What a clone does not do that takes a machine which waits, and what it does that no other operation does.
+STARTS = {"clone.made", "clone.started", "clone.loaded"}
+TAKES = {"pool.taken"}
 
 
 def points_of(operation: str) -> list[str]:
     files = [*(SOURCE / "engine").glob("*.py"), *(SOURCE / "drivers" / "fake").glob("*.py")]
     words = OPERATIONS[operation]
-    skipped = STARTS if operation == "pooled" else TAKES
     found = {point for file in files for point in re.findall(r'trace\.at\("([a-z.-]+)"\)', file.read_text())}
-    return sorted(point for point in found if point.partition(".")[0] in words and point not in skipped)
+    points = {point for point in found if point.partition(".")[0] in words}
+    return sorted((points - STARTS) | TAKES if operation == "pooled" else points - TAKES)
 
 
 class Case:

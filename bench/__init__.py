@@ -7,8 +7,9 @@
     plan       how much is measured         recording  values while they come in
     pauses     source_pause guest_gap       series     series as they stand in the file
     clones     clone_ready clone_host       targets    what is wanted of the figures
-    crowd      clones_per_second            table      text
-               private_memory               picture    SVG
+    pool       pool_host pool_ready         table      text
+               pool_memory pool_fill        picture    SVG
+    crowd      clones_per_second private_memory
     libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
                                             save_image for `virsh restore`
 

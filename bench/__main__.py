@@ -26,6 +26,7 @@ from . import (
     pauses,
     picture,
     plan,
+    pool,
     series,
     table,
 )
@@ -36,6 +37,7 @@ from .series import Entry
 MEASURE = {
     "pauses": pauses.measure,
     "clones": clones.measure,
+    "pool": pool.measure,
     "identity": identity.measure,
     "crowd": crowd.measure,
     "formats": formats.measure,

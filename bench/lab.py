@@ -174,7 +174,7 @@ async def take_image(lab: Lab, spec: ImageSpec) -> None:
 
 async def remove_all(ctx: Context) -> None:
     """Remove all machines and snapshots of a home."""
-    await _end(ctx, lambda line: "liveclone.engine.seal" in line)
+    await _end(ctx, lambda line: "liveclone.engine.seal" in line or "liveclone.engine.refill" in line)
     for machine in ctx.machines.list():
         await remove.remove_machine(ctx, machine.id, force=True)
     for snapshot in ctx.snapshots.list():

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MODULES = ("pauses", "clones", "identity", "crowd", "formats", "libvirt")
+MODULES = ("pauses", "clones", "pool", "identity", "crowd", "formats", "libvirt")
 SIZES_MIB = (512, 1024, 2048, 4096)
 
 

@@ -74,6 +74,26 @@ TARGETS = (
     Target(f"clone, the host's part, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_host", "p50")),
     *(
         Target(
+            f"pool, the host's part, {size} MiB, p50",
+            20,
+            "ms",
+            _value("pool_host", "p50", size, way="waiting"),
+        )
+        for size in (SMALL, LARGE)
+    ),
+    *(
+        Target(
+            f"pool, the host's part, waiting : new, {size} MiB, p50",
+            1 / 2,
+            "x",
+            _ratio(
+                _value("pool_host", "p50", size, way="waiting"), _value("pool_host", "p50", size, way="new")
+            ),
+        )
+        for size in (SMALL, LARGE)
+    ),
+    *(
+        Target(
             f"cold boot : clone, both to ready, {size} MiB, p50",
             20,
             "x",

@@ -388,6 +388,7 @@ class Lab:
             "evidence",
             "stamps.json",
             seal.LOG,
+            "pool",
         }
         for folder in self.ctx.layout.snapshots.iterdir():
             names = {path.name for path in folder.iterdir()}

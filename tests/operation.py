@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from liveclone.engine import clone, remove, repair, run, snapshot
+from liveclone.engine import clone, refill, remove, repair, run, snapshot
 from liveclone.engine.context import Context, open_context
 from liveclone.engine.snapshot_plan import Scrubbing
 from liveclone.errors import LivecloneError
@@ -42,6 +42,10 @@ async def start_clones(ctx: Context, snapshot: str, **options: Any) -> Any:
     return [{"name": r.name, "error": r.error and r.error.fields()} for r in results]
 
 
+async def fill_pool(ctx: Context, snapshot: str, size: int) -> Any:
+    return (await refill.set_size(ctx, snapshot, size)).ready
+
+
 async def start(ctx: Context, machine: str) -> Any:
     return (await run.start(ctx, machine)).id
 
@@ -65,6 +69,7 @@ async def settle(ctx: Context) -> Any:
 ACTIONS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "snapshot": take,
     "clone": start_clones,
+    "pool": fill_pool,
     "run": boot,
     "start": start,
     "stop": stop,

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
-from .engine import audit, clone, execute, proof, remove, repair, run, scan, snapshot
+from .engine import audit, clone, execute, pool, proof, refill, remove, repair, run, scan, snapshot
 from .engine.context import Progress, open_context, silent
 from .engine.settings import Settings
 from .engine.snapshot import Scrubbing
@@ -126,6 +126,18 @@ class Host:
             keep_failed=keep_failed,
         )
         return self._wait(clone.start(self.context, request))
+
+    def set_pool(self, snapshot_name: str, size: int) -> pool.Pool:
+        """Let so many machines wait for clones of a snapshot from now on, 0 for none; returns when they do."""
+        return self._wait(refill.set_size(self.context, snapshot_name, size))
+
+    def pools(self) -> list[pool.Pool]:
+        """Return all pools."""
+        return pool.list_pools(self.context)
+
+    def drain_pool(self, snapshot_name: str) -> int:
+        """End the machines that wait for clones of a snapshot, and return how many; the pool's size stays."""
+        return self._wait(refill.drain(self.context, snapshot_name))
 
     def scan(self, machine: str, *, policy: str = DEFAULT) -> Scan:
         """Tell what in a machine is not safe to copy, judged by a policy (docs/scan.md); nothing is changed."""

@@ -15,6 +15,7 @@ class Whose(enum.Enum):
     SOURCE = "source"  # the one that is the machine now, as its manifest says
     SUCCESSOR = "successor"  # the one that a handover hands over to
     CLONE = "clone"
+    WAITING = "waiting"  # in a pool
     MACHINE = "machine"  # being made from an image, or started
 
 
@@ -95,10 +96,14 @@ CLONING = [
     ),
     *_rows("clone", Whose.CLONE, Outcome.DONE, "clone.connected clone.ready"),
 ]
+POOLS = [
+    *_rows("pool", Whose.WAITING, Outcome.DONE, "pool.loaded pool.recorded pool.ready"),
+    *_rows("pool", Whose.WAITING, Outcome.GONE, "pool.taken"),
+]
 MAKING = _rows("run", Whose.MACHINE, Outcome.GONE, "run.booted run.answered")
 STARTING = _rows("start", Whose.MACHINE, Outcome.STARTS, "start.booted run.answered")
 
-TABLE = [*HANDOVER, *IN_PLACE, *SCRUBBING, *SEALING, *CLONING, *MAKING, *STARTING]
+TABLE = [*HANDOVER, *IN_PLACE, *SCRUBBING, *SEALING, *CLONING, *POOLS, *MAKING, *STARTING]
 
 # Whose QEMU there may be at the points with this first word. A pair that is in none of the rows has its reason below.
 CONCERNED = {
@@ -109,6 +114,7 @@ CONCERNED = {
     "seal": {Whose.SOURCE},
     "scrub": {Whose.SOURCE},
     "clone": {Whose.CLONE},
+    "pool": {Whose.WAITING},
     "run": {Whose.MACHINE},
     "start": {Whose.MACHINE},
     "export": set(),  # no machine takes part
@@ -118,6 +124,8 @@ NO_QEMU = {
     ("handover.retired", Whose.SOURCE): "it has just been ended",
     ("clone.checked", Whose.CLONE): "it has none yet",
     ("clone.made", Whose.CLONE): "it has none yet",
+    ("pool.begun", Whose.WAITING): "it has none yet",
+    ("pool.known", Whose.WAITING): "it has none yet",
     ("run.made", Whose.MACHINE): "it has none yet",
     ("scrub.begun", Whose.SOURCE): "nothing has been taken out: as at snapshot.prepared",
     ("scrub.kept", Whose.SOURCE): "nothing has been taken out: as at snapshot.prepared",

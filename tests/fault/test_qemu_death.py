@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from liveclone import trace
-from liveclone.engine import parts, run, seal
+from liveclone.engine import parts, pool, refill, run, seal
 from liveclone.errors import LivecloneError
 from liveclone.host import files, process
 from liveclone.model.machine import Machine, Memory, MemorySource, ProcessRef
@@ -145,6 +145,11 @@ def victim(lab: Lab, machine: Machine, whose: Whose) -> ProcessRef | None:
     return lab.reload(machine).process
 
 
+def find_waiting(lab: Lab) -> ProcessRef:
+    (pid,) = [pid for pid, line in lab.qemus().items() if "-pool-" in line]
+    return process.ref(pid)
+
+
 def take_and_kill(lab: Lab, machine: Machine, death: Death) -> LivecloneError | None:
     """Take the snapshot `killed`, during which a QEMU dies; return its error, if it had any."""
 
@@ -248,6 +253,36 @@ def test_while_becoming_a_clone(lab: Lab, sources: Sources, death: Death) -> Non
         assert result.error is None
         assert not process.is_alive(left[0].process)
         lab.remove(*left)
+    sources.check()
+
+
+@of([death for death in deaths.POOLS if death.outcome is Outcome.DONE])
+def test_while_it_begins_to_wait_in_a_pool(lab: Lab, sources: Sources, death: Death) -> None:
+    taken = lab.snapshot(sources.any())
+    with killing(lab, death.point, lambda: find_waiting(lab)) as errors:
+        assert lab.wait(refill.set_size(lab.ctx, taken.id, 1)).ready == 0
+    assert errors == []
+    assert lab.wait(refill.set_size(lab.ctx, taken.id, 1)).ready == 1
+    assert lab.wait(refill.set_size(lab.ctx, taken.id, 0)).waiting == {}
+    sources.check()
+
+
+@of([death for death in deaths.POOLS if death.outcome is Outcome.GONE])
+def test_while_it_is_taken_from_a_pool(
+    lab: Lab, sources: Sources, death: Death, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refill, "start", lambda ctx, snapshot: None)
+    taken = lab.snapshot(sources.any())
+    lab.wait(refill.set_size(lab.ctx, taken.id, 1))
+    machines = {machine.id for machine in lab.ctx.machines.list()}
+    with killing(lab, death.point, lambda: find_waiting(lab)):
+        (result,) = lab.results(taken)
+    assert result.error is not None
+    check_clear(result.error, source_state="not touched")
+    assert result.error.next_step == f"liveclone clone {taken.name}"
+    assert {machine.id for machine in lab.ctx.machines.list()} == machines
+    assert pool.find(lab.ctx, taken.id) == []
+    lab.wait(refill.set_size(lab.ctx, taken.id, 0))
     sources.check()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import Message
 
 from liveclone.drivers.qemu import disk
 from liveclone.drivers.qemu.handle import QemuHandle
@@ -122,6 +123,24 @@ def test_events_in_front_of_the_greeting_and_the_first_answer_are_not_taken_for_
 
     asyncio.run(ask(monitor, tmp_path, work))
     assert monitor.asked == ["qmp_capabilities", "query-status"]
+
+
+def test_messages_are_not_rendered_for_a_log_that_nobody_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[Message] = []
+
+    def render(message: Message) -> str:
+        rendered.append(message)
+        return ""
+
+    monkeypatch.setattr(Message, "__str__", render)
+
+    async def work(handle: QemuHandle) -> None:
+        assert await handle.state() is MachineState.RUNNING
+
+    asyncio.run(ask(Monitor(query_status=[status("running")]), tmp_path, work))
+    assert rendered == []
 
 
 def test_a_machine_that_refuses_the_first_command_is_an_error(tmp_path: Path) -> None:

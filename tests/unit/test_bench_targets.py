@@ -1,4 +1,4 @@
-"""What is wanted of the figures of libvirt domains (bench/targets.py), judged by made-up ones."""
+"""What is wanted of the figures of pools and of libvirt domains (bench/targets.py), judged by made-up ones."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from bench.series import Entry
 from bench.targets import TARGETS
 
 WORDS = "libvirt, "
+POOL_WORDS = "pool, the host's part, "
 
 
 def entry(series: str, value: float, ram_mib: int, **dimensions: str) -> Entry:
     return Entry(series=series, dimensions={"ram_mib": ram_mib, **dimensions}, unit="", values=[value])
 
 
-def judge(entries: list[Entry]) -> dict[str, bool]:
+def judge(entries: list[Entry], words: str = WORDS) -> dict[str, bool]:
     """Return by the target's words whether it is met, of those that were measured."""
-    values = {target: target.measured(entries) for target in TARGETS if target.words.startswith(WORDS)}
+    values = {target: target.measured(entries) for target in TARGETS if target.words.startswith(words)}
     return {
-        target.words.removeprefix(WORDS): target.is_met(value)
+        target.words.removeprefix(words): target.is_met(value)
         for target, value in values.items()
         if value is not None
     }
@@ -44,3 +45,10 @@ def test_eight_clones_take_a_third_of_the_memory() -> None:
         entries = [entry("eight_memory", clones_mib, 512, way="clone")]
         judged = judge([*entries, entry("eight_memory", 300.0, 512, way="restore")])
         assert judged == {"memory of eight clones : restored, 512 MiB": met}
+
+
+def test_a_clone_from_a_pool_takes_the_host_half_the_time_of_a_new_one_and_twenty_milliseconds() -> None:
+    new = entry("pool_host", 39.0, 512, way="new")
+    for waiting_ms, met in ((19.0, (True, True)), (19.6, (True, False)), (21.0, (False, False))):
+        judged = judge([new, entry("pool_host", waiting_ms, 512, way="waiting")], POOL_WORDS)
+        assert judged == {"512 MiB, p50": met[0], "waiting : new, 512 MiB, p50": met[1]}

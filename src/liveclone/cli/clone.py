@@ -147,6 +147,7 @@ def _plain(result: Result) -> dict[str, Any]:
         "name": result.name,
         "ready_s": round(result.ready_s, 4),
         "verified": evidence is not None and evidence.verified,
+        "pooled": result.pooled,
         "steps_ms": result.steps_ms,
         "machine": builtins(result.machine),
         "evidence": builtins(evidence),

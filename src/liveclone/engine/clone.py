@@ -3,6 +3,7 @@
     step       what                                                    its undo
     make       name, id, MAC, address, manifest, disk overlay          remove them
     restore    QEMU with the memory image mapped private, state loaded end the process
+               (or one that waited in the pool so: engine/pool.py)
     identify   the guest runs, without any NIC; agent resets all items
     verify     the host compares with the snapshot and every sibling   (quarantine: it never gets a NIC)
     connect    NIC with its new MAC, address, ports
@@ -18,21 +19,19 @@ import asyncio
 import contextlib
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from pathlib import Path
 
 from .. import trace
-from ..drivers.base import Handle, RestorePlan
+from ..drivers.base import Handle
 from ..errors import GuestError, LivecloneError, TimedOut
 from ..host import locks
 from ..identity import verify
 from ..ids import new_id
 from ..model.base import now
-from ..model.disk import Disk
 from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
-from . import capacity, death, disposal, identify, parts, recheck, remove, wiring
+from . import capacity, death, disposal, identify, parts, pool, recheck, refill, remove, restore, wiring
 from .clone_plan import Request, Result, choose_names, choose_parameters
 from .context import Context
 
@@ -55,7 +54,9 @@ async def start(ctx: Context, request: Request) -> list[Result]:
         memory = await asyncio.to_thread(parts.check, ctx, snapshot)
         trace.at("clone.checked")
         if not request.overcommit:
-            capacity.check_clones(ctx, snapshot, request.count)
+            await pool.with_room(
+                ctx, lambda: capacity.check_clones(ctx, snapshot, request.count), last=snapshot.id
+            )
         key = ctx.evidence(snapshot.id).key()
         gate = asyncio.Semaphore(capacity.side_by_side())
         ctx.progress(f"starting {request.count} clone{'s' * (request.count > 1)}", 0.0)
@@ -86,6 +87,7 @@ async def start(ctx: Context, request: Request) -> list[Result]:
                     await remove.remove_machine(ctx, result.machine.id, force=True)
             raise
         recheck.start(ctx, snapshot)
+        refill.start(ctx, snapshot)
     return results
 
 
@@ -112,21 +114,24 @@ class _Clone:
         self.marked = time.monotonic()
 
     async def carry_out(self) -> None:
-        ctx, machine_id = self.ctx, new_id()
+        ctx = self.ctx
         self.mark("wait")
         async with AsyncExitStack() as undo:
-            await undo.enter_async_context(_alone(ctx, machine_id, self.result.name))
+            waited = await pool.take(ctx, self.snapshot, self.memory, self.result.name, undo)
+            machine_id = new_id() if waited is None else waited[0].id
+            if waited is None:
+                await undo.enter_async_context(_alone(ctx, machine_id, self.result.name))
             keep = AsyncExitStack()
-            keep.push_async_callback(_remove, ctx, machine_id)
+            keep.push_async_callback(_remove, ctx, self.snapshot.id, machine_id)
             await undo.enter_async_context(keep)
-            disposal.begin_machine(ctx, machine_id, "clone", snapshot=self.snapshot.id)
-            machine = self._make(machine_id)
-            self.mark("make")
-            trace.at("clone.made")
-            handle = await self._restore(machine)
-            undo.push_async_callback(handle.close)
-            machine = machine.replace(process=handle.process, memory=self.memory)
-            ctx.machines.save(machine, durable=False)
+            if waited is None:
+                disposal.begin_machine(ctx, machine_id, "clone", snapshot=self.snapshot.id)
+                machine, handle = await self._start(machine_id, undo)
+            else:
+                ctx.journal(machine_id).begin("clone", snapshot=self.snapshot.id)
+                trace.at("pool.taken")
+                machine, handle = self._make(waited[0]), waited[1]
+                self.result.pooled = True
             self.mark("restore")
             trace.at("clone.restored")
             try:
@@ -147,55 +152,35 @@ class _Clone:
         self.mark("ready")
         trace.at("clone.ready")
 
-    def _make(self, machine_id: str) -> Machine:
+    async def _start(self, machine_id: str, undo: AsyncExitStack) -> tuple[Machine, Handle]:
+        """Return a new machine, and a handle that `undo` closes."""
+        ctx, snapshot = self.ctx, self.snapshot
+        machine = self._make(restore.plan_machine(ctx, snapshot, machine_id, self.result.name))
+        restore.make_disks(ctx, snapshot, machine)
+        self.mark("make")
+        trace.at("clone.made")
+        handle = await restore.start(ctx, snapshot, machine, self.memory)
+        undo.push_async_callback(handle.close)
+        machine = machine.replace(process=handle.process, memory=self.memory)
+        ctx.machines.save(machine, durable=False)
+        return machine, handle
+
+    def _make(self, plain: Machine) -> Machine:
+        """Write the manifest of the clone that `plain` becomes, with its name and network; it waits in no pool any more."""
         ctx, snapshot = self.ctx, self.snapshot
         network = self.request.network or snapshot.network
-        folder = ctx.layout.machine(machine_id)
-        disk = folder / "disk.qcow2"
-        machine = Machine(
-            id=machine_id,
+        machine: Machine = plain.replace(
             name=self.result.name,
             created_at=now(),
-            driver=snapshot.driver,
-            hardware=snapshot.hardware,
-            image=snapshot.image,
-            boot=snapshot.boot,
-            disk=str(disk),
-            disk_bytes=snapshot.disk_bytes,
-            disks=tuple(
-                Disk(target=one.target, path=str(path), format="qcow2", size_bytes=one.size_bytes)
-                for one, path in zip(snapshot.disks, _paths(disk, snapshot), strict=True)
-            ),
-            layers=(snapshot.id, *snapshot.layers),
             network=network,
             nics=wiring.plan_nics(
-                ctx, machine_id, network, self.result.parameters.address, snapshot.nics or (wiring.NIC_ID,)
+                ctx, plain.id, network, self.result.parameters.address, snapshot.nics or (wiring.NIC_ID,)
             ),
             ports=wiring.choose_ports(network, self.request.ports),
-            generation=identify.first_generation().replace(counter=1),
-            clone_of=snapshot.id,
         )
         ctx.machines.create(machine)
-        below = ctx.layout.snapshot(snapshot.id)
-        parts.make_overlay(disk, below / snapshot.disk.file, snapshot.disk_bytes, snapshot.disk_format)
-        for one, path in list(zip(snapshot.disks, _paths(disk, snapshot), strict=True))[1:]:
-            parts.make_overlay(path, below / one.part.file, one.size_bytes, one.format)
+        pool.forget(ctx, snapshot.id, machine.id)
         return machine
-
-    async def _restore(self, machine: Machine) -> Handle:
-        plan = RestorePlan(
-            machine_id=machine.id,
-            name=machine.name,
-            folder=self.ctx.layout.machine(machine.id),
-            hardware=machine.hardware,
-            boot=machine.boot,
-            disk=Path(machine.disk),
-            memory=self.memory,
-            device_state=self.ctx.layout.snapshot(self.snapshot.id) / self.snapshot.device_state.file,
-            ignore_shared=self.snapshot.ignore_shared,
-            disks=machine.disks,
-        )
-        return await self.ctx.driver_for(self.snapshot.driver).restore(plan)
 
     async def _identify(self, handle: Handle, machine: Machine) -> tuple[Evidence, Machine]:
         """Let the guest run without a NIC, renew and judge its identity, and only then connect it."""
@@ -232,22 +217,16 @@ class _Clone:
         return evidence, machine
 
 
-def _paths(disk: Path, snapshot: Snapshot) -> list[Path]:
-    """Return where the disks of a clone are, the first of which is `disk`."""
-    return [disk, *(disk.with_name(f"disk-{one.target}.qcow2") for one in snapshot.disks[1:])][
-        : len(snapshot.disks)
-    ]
-
-
 def _alone(ctx: Context, machine_id: str, name: str) -> AbstractAsyncContextManager[None]:
     return locks.hold_async(ctx.layout.lock(f"machine-{machine_id}"), f"starting {name}", 5.0)
 
 
-async def _remove(ctx: Context, machine_id: str) -> None:
+async def _remove(ctx: Context, snapshot_id: str, machine_id: str) -> None:
     """Undo a clone, whatever there is of it; shielded, so that an impatient user leaves nothing behind."""
 
     async def work() -> None:
         await disposal.dispose_id(ctx, machine_id)
+        pool.forget(ctx, snapshot_id, machine_id)
 
     await asyncio.shield(work())
 

@@ -48,6 +48,7 @@ class Result:
     error: LivecloneError | None = None
     ready_s: float = 0.0  # from the request to verified and connected
     steps_ms: dict[str, float] = field(default_factory=dict)
+    pooled: bool = False  # it waited in the pool
 
 
 def choose_names(ctx: Context, snapshot: Snapshot, request: Request) -> list[str]:

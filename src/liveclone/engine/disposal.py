@@ -81,13 +81,19 @@ async def dispose_id(ctx: Context, machine_id: str) -> None:
     try:
         machine = ctx.machines.load(machine_id)
     except NotFound:
-        _discard(ctx, machine_id)
+        await dispose_unmade(ctx, machine_id)
         return
     await dispose(ctx, machine)
 
 
+async def dispose_unmade(ctx: Context, machine_id: str) -> None:
+    """Remove a machine without a manifest: one that was waiting in a pool has a process; the caller holds it."""
+    await _end_forgotten(ctx, machine_id)
+    _discard(ctx, machine_id)
+
+
 def _discard(ctx: Context, machine_id: str) -> None:
-    """Remove a machine that never had a manifest, hence no process either."""
+    """Remove what there is of a machine that has no manifest, and no process any more."""
     ctx.leases.free(machine_id)
     files.remove_tree(ctx.layout.machine(machine_id))
     ctx.layout.lock(f"machine-{machine_id}").unlink(missing_ok=True)
@@ -96,7 +102,7 @@ def _discard(ctx: Context, machine_id: str) -> None:
 def dispose_snapshot(ctx: Context, snapshot_id: str, hot: Path) -> None:
     """Remove a snapshot and its memory image `hot`; the caller holds it alone.
 
-    Machines that run from it run on; layers in use stay.
+    Machines that run from it run on; layers in use stay. Machines that wait for clones of it have gone before (pool.drain).
     """
     folder = ctx.layout.snapshot(snapshot_id)
     hot.unlink(missing_ok=True)
@@ -133,8 +139,7 @@ def sweep(ctx: Context) -> None:
     Harmless at any time: what an operation under way is making is locked or in its journal, which are asked first.
     """
     for folder in ctx.layout.machines.iterdir():
-        # In this order: whoever makes a machine holds its lock until the manifest is there.
-        if not _is_busy(ctx, folder.name) and not (folder / MANIFEST).exists():
+        if not (folder / MANIFEST).exists() and _is_half_made(ctx, folder):
             _discard(ctx, folder.name)
     machines, snapshots = ctx.machines.list(), ctx.snapshots.list()
     working = set()
@@ -167,13 +172,24 @@ def sweep(ctx: Context) -> None:
 def sweep_locks(ctx: Context) -> None:
     """Remove the locks of machines and snapshots that are gone, but for those that somebody holds.
 
-    One that is sealed while it is removed, say: who seals it does this again when he has let go of it.
+    One that is sealed while it is removed, say: who seals it does this again when he has let go of it. A machine that waits
+    in a pool has no manifest, but a folder: its lock stays, so that nobody who wants to take it finds it held by us.
     """
-    kinds = (ctx.layout.machines, ctx.layout.snapshots)
     for path in ctx.layout.locks.glob("*-*"):
         owner_id = path.name.rpartition("-")[2].partition(".")[0]
-        if is_id(owner_id) and not any((kind / owner_id / MANIFEST).exists() for kind in kinds):
+        lives = ctx.layout.machine(owner_id).exists() or (ctx.layout.snapshot(owner_id) / MANIFEST).exists()
+        if is_id(owner_id) and not lives:
             locks.remove(path)
+
+
+def _is_half_made(ctx: Context, folder: Path) -> bool:
+    # In this order: whoever makes a machine, or takes one that waits, holds its lock until its record or manifest is there.
+    if _is_busy(ctx, folder.name):
+        return False
+    waits = any(
+        ctx.layout.waiting(path.name, folder.name).exists() for path in ctx.layout.snapshots.iterdir()
+    )
+    return not waits and not (folder / MANIFEST).exists()
 
 
 def _is_busy(ctx: Context, machine_id: str) -> bool:

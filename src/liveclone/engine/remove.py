@@ -11,7 +11,7 @@ from ..host import locks, process
 from ..ids import is_id
 from ..model.machine import Machine
 from ..store.layout import MANIFEST
-from . import disposal
+from . import disposal, pool
 from .context import BUSY_DEADLINE_S, Context
 from .holding import hold_machine
 
@@ -90,6 +90,8 @@ async def remove_snapshot(ctx: Context, text: str) -> Removed:
             snapshot = ctx.snapshots.load(snapshot_id)
             hot = Path(snapshot.hot.path) if snapshot.hot else hot
         run_on = tuple(machine.name for machine in find_machines_of(ctx, snapshot_id))
+        # Whoever else is just ending some of them is waited for: without its record nobody finds one any more.
+        await pool.drain(ctx, snapshot_id, deadline_s=BUSY_DEADLINE_S)
         disposal.dispose_snapshot(ctx, snapshot_id, hot)
     return Removed(name, run_on)
 

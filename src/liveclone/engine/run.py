@@ -28,7 +28,7 @@ from ..model.machine import Hardware, Machine, MachineState, Memory, MemorySourc
 from ..model.network import NetworkKind, Port
 from ..units import MIB, render_size
 from . import agent as agents
-from . import capacity, death, disposal, identify, parts, scrub, wiring
+from . import capacity, death, disposal, identify, parts, pool, scrub, wiring
 from .context import Context
 from .holding import hold_machine
 
@@ -57,7 +57,8 @@ async def run(ctx: Context, request: Request) -> Machine:
         HypervisorError, GuestError, TimedOut: it did not come up; it was removed again, its console is in `seen`.
     """
     image = ctx.images.load(request.image)
-    _check(ctx, request)
+    _check(request)
+    await pool.with_room(ctx, lambda: capacity.check_boot(ctx, request.ram_bytes))
     machine_id = new_id()
     lock = locks.hold_async(
         ctx.layout.lock(f"machine-{machine_id}"), f"starting {request.name or 'a machine'}", 5.0
@@ -105,7 +106,7 @@ async def start(ctx: Context, text: str) -> Machine:
                 on=machine.name,
                 next_step=f"liveclone remove {machine.name}",
             )
-        capacity.check_boot(ctx, machine.hardware.ram_bytes)
+        await pool.with_room(ctx, lambda: capacity.check_boot(ctx, machine.hardware.ram_bytes))
         machine = await disposal.halt(ctx, machine)
         memory = Memory(path=str(ctx.layout.ram(machine.id)), source=MemorySource.SHARED_HOT)
         machine = machine.replace(memory=memory)
@@ -144,7 +145,7 @@ async def stop(ctx: Context, text: str, *, force: bool, deadline_s: float = 60.0
         return await disposal.halt(ctx, machine)
 
 
-def _check(ctx: Context, request: Request) -> None:
+def _check(request: Request) -> None:
     if request.name:
         check_name(request.name, "machine name")
     if request.ram_bytes < LEAST_RAM or request.ram_bytes % (2 * MIB):
@@ -163,7 +164,6 @@ def _check(ctx: Context, request: Request) -> None:
             seen=str(request.vcpus),
             next_step="give 1 to 64",
         )
-    capacity.check_boot(ctx, request.ram_bytes)
 
 
 def _make_manifest(ctx: Context, request: Request, image: Image, machine_id: str) -> Machine:

@@ -5,6 +5,7 @@
       machines/ID/                     manifest.json operation.json disk-N.qcow2 run/ qemu.log console.log scrubbed.json
       snapshots/ID/                    manifest.json state memory disk.qcow2 key evidence/MACHINE.json seal.log
                                        kernel initrd (of one that was imported)
+                                       pool/ size MACHINE.json log (engine/pool.py)
       network/                         macs leases.json
       host.key                         signs evidence (identity/signature.py)
       locks/                           one file for each collection, and for each object: KIND-ID
@@ -70,6 +71,12 @@ class Layout:
 
     def snapshot(self, snapshot_id: str) -> Path:
         return self.snapshots / snapshot_id
+
+    def pool(self, snapshot_id: str) -> Path:
+        return self.snapshot(snapshot_id) / "pool"
+
+    def waiting(self, snapshot_id: str, machine_id: str) -> Path:
+        return self.pool(snapshot_id) / f"{machine_id}.json"
 
     def lock(self, name: str) -> Path:
         return self.locks / name

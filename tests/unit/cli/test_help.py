@@ -20,7 +20,7 @@ from liveclone.cli.main import ORDER, SETTINGS
 from .conftest import COMMAND, SOURCE, build_command, invoke
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "cli.md"
-GROUPS = ("snapshot", "image", "agent", "libvirt")
+GROUPS = ("snapshot", "pool", "image", "agent", "libvirt")
 LIMIT_S = 0.2
 
 

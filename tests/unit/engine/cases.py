@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.engine import export, importing, remove, run, seal
+from liveclone.engine import export, importing, pool, refill, remove, run, seal
 from liveclone.model.snapshot import CaptureMethod
 from tests.contract.children import Children, Ended
 
@@ -22,12 +22,14 @@ from .world import (
     World,
     clone_job,
     export_job,
+    fill_job,
     import_job,
     run_job,
     scrub_job,
     seal_job,
     snapshot_job,
     start_job,
+    without_refilling,
     without_sealing,
 )
 
@@ -41,17 +43,24 @@ OPERATIONS = {
     "background": ("snapshot", "background"),
     "stream": ("stream",),
     "clone": ("clone",),
+    "pooled": ("clone",),
+    "fill": ("pool",),
     "seal": ("seal",),
     "scrub": ("scrub", "snapshot"),
     "export": ("export",),
     "import": ("import",),
 }
+# What a clone does not do that takes a machine which waits, and what it does that no other operation does.
+STARTS = {"clone.made", "clone.started", "clone.loaded"}
+TAKES = {"pool.taken"}
 
 
 def points_of(operation: str) -> list[str]:
     files = [*(SOURCE / "engine").glob("*.py"), *(SOURCE / "drivers" / "fake").glob("*.py")]
+    words = OPERATIONS[operation]
     found = {point for file in files for point in re.findall(r'trace\.at\("([a-z.-]+)"\)', file.read_text())}
-    return sorted(point for point in found if point.partition(".")[0] in OPERATIONS[operation])
+    points = {point for point in found if point.partition(".")[0] in words}
+    return sorted((points - STARTS) | TAKES if operation == "pooled" else points - TAKES)
 
 
 class Case:
@@ -77,7 +86,7 @@ class Case:
             return
         if not world.ctx.machines.list():
             await world.run("web")
-            if self.operation in ("background", "stream", "clone", "export", "import"):
+            if self.operation in ("background", "stream", "clone", "pooled", "fill", "export", "import"):
                 await world.snapshot("web", "base")
             if self.operation in ("export", "import"):
                 self.file.parent.mkdir()
@@ -91,6 +100,8 @@ class Case:
             await run.stop(world.ctx, "web", force=True)
         if self.operation == "scrub":
             await world.write("web", "/srv/token", "to be there")
+        if self.operation == "pooled":
+            await refill.set_size(world.ctx, "base", 1)
         if self.operation == "seal":
             await world.snapshot("web", "new", CaptureMethod.STREAM)
 
@@ -99,6 +110,8 @@ class Case:
             "run": (run_job, ("new",)),
             "start": (start_job, ("web",)),
             "clone": (clone_job, ("base", "new")),
+            "pooled": (clone_job, ("base", "new")),
+            "fill": (fill_job, ("base", "2")),
             "scrub": (scrub_job, ("web", "new")),
             "export": (export_job, ("base", str(self.file))),
             "import": (import_job, (str(self.file), "new")),
@@ -117,7 +130,9 @@ class Case:
             return await world.run("new")
         if self.operation == "start":
             return await run.start(world.ctx, "web")
-        if self.operation == "clone":
+        if self.operation == "fill":
+            return await refill.set_size(world.ctx, "base", 2)
+        if self.operation in ("clone", "pooled"):
             return await world.clone("base", names=("new",))
         if self.operation == "scrub":
             return await world.snapshot("web", "new", scrub=SCRUB)
@@ -133,6 +148,8 @@ class Case:
             await self.world.remove("new")
         if any(taken.name == "new" for taken in self.world.ctx.snapshots.list()):
             await remove.remove_snapshot(self.world.ctx, "new")
+        if self.operation == "fill":
+            await pool.drain_all(self.world.ctx)
         if self.operation == "export":
             self.file.unlink(missing_ok=True)
 
@@ -167,7 +184,9 @@ class Cases:
 def cases(children: Children, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seal, "start", seal.start)
+        patch.setattr(refill, "start", refill.start)
         without_sealing()
+        without_refilling()
         cases = Cases(children, tmp_path_factory)
         yield cases
         cases.close()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.engine import seal
+from liveclone.engine import refill, seal
 from tests.contract.children import Children, open_children
 from tests.contract.stories import pytest_pyfunc_call as pytest_pyfunc_call
 
-from .world import World, without_sealing
+from .world import World, without_refilling, without_sealing
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,11 @@ def sealing() -> None:
 
 
 @pytest.fixture
+def refilling() -> None:
+    """Ask for it in a test in which pools are filled again in the background, as they are for users."""
+
+
+@pytest.fixture
 def keys() -> None:
     """Ask for it in a test whose guests need SSH host keys."""
 
@@ -40,6 +45,9 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     if "sealing" not in request.fixturenames:
         monkeypatch.setattr(seal, "start", seal.start)  # put back afterwards
         without_sealing()
+    if "refilling" not in request.fixturenames:
+        monkeypatch.setattr(refill, "start", refill.start)
+        without_refilling()
     world = World(tmp_path / "home", hot, keys="keys" in request.fixturenames)
     yield world
     assert world.processes() == []

@@ -21,6 +21,10 @@ def test_a_life(world: World, sealing: None) -> None:
         assert host.execute("web", ["echo", "hello"]) == (0, "hello\n", "")
         assert host.scan("web").findings == ()
         warm = host.snapshot("web", name="warm", wait_sealed=True)
+        assert host.set_pool("warm", 2).ready == 2
+        assert host.drain_pool("warm") == 2
+        assert [(one.snapshot, one.size, one.ready) for one in host.pools()] == [("warm", 2, 0)]
+        assert host.set_pool("warm", 0).size == 0
         results = host.clone("warm", count=2, names=["one", "two"])
         assert [(result.error, result.machine and result.machine.name) for result in results] == [
             (None, "one"),

@@ -19,7 +19,7 @@ from liveclone.drivers.fake import layers
 from liveclone.drivers.fake.faults import VARIABLE
 from liveclone.drivers.fake.guest import is_consistent
 from liveclone.drivers.fake.handle import FakeHandle
-from liveclone.engine import clone, export, importing, remove, repair, run, seal, snapshot
+from liveclone.engine import clone, export, importing, pool, refill, remove, repair, run, seal, snapshot
 from liveclone.engine.context import Context, open_context
 from liveclone.engine.settings import read as read_settings
 from liveclone.errors import NotFound
@@ -42,6 +42,7 @@ SNAPSHOT_PARTS = (
     "evidence",
     "stamps.json",
     seal.LOG,
+    "pool",
 )
 COLLECTIONS = ("machines", "snapshots", "leases", "network", "host-key")  # that have a lock
 RAM = 128 * MIB
@@ -140,7 +141,8 @@ class World:
         machines, snapshots = self.ctx.machines.list(), self.ctx.snapshots.list()
         layout = self.ctx.layout
         faults = []
-        known = {m.process.pid for m in machines if m.process is not None}
+        waiting = {w.machine.id: w.machine for taken in snapshots for w in pool.find(self.ctx, taken.id)}
+        known = {m.process.pid for m in (*machines, *waiting.values()) if m.process is not None}
         faults += [f"process {pid} belongs to no machine" for pid in self.processes() if pid not in known]
         for machine in machines:
             if machine.process is not None:
@@ -148,9 +150,12 @@ class World:
                 await self.check_runs(machine.name, nics)
             if self.ctx.journal(machine.id).read() is not None:
                 faults.append(f"{machine.name} has a journal")
+        for one in waiting.values():
+            if not process.is_alive(one.process) or self.ctx.journal(one.id).read() is not None:
+                faults.append(f"{one.name} does not wait")
         names = {machine.id: machine for machine in machines}
         for folder in layout.machines.iterdir():
-            owner = names.get(folder.name)
+            owner = (names | waiting).get(folder.name)
             if owner is None:
                 faults.append(f"{folder} has no manifest: {sorted(p.name for p in folder.iterdir())}")
                 continue
@@ -240,6 +245,11 @@ def without_sealing() -> None:
     seal.start = lambda ctx, snapshot: None  # type: ignore[assignment,return-value]
 
 
+def without_refilling() -> None:
+    """Let this process take from pools without starting to fill them again: a test asks for that itself."""
+    refill.start = lambda ctx, snapshot: None
+
+
 # Jobs for `children`: operations as commands of their own, which a fault may end at any point.
 
 
@@ -269,11 +279,16 @@ def seal_job(snapshot_id: str) -> str:
 
 
 def clone_job(taken: str, name: str) -> str:
+    without_refilling()
     results = asyncio.run(clone.start(open_context(), clone.Request(snapshot=taken, names=(name,))))
     for result in results:
         if result.error is not None:
             raise result.error
     return name
+
+
+def fill_job(taken: str, size: str) -> str:
+    return str(asyncio.run(refill.set_size(open_context(), taken, int(size))).ready)
 
 
 def export_job(taken: str, file: str) -> str:

@@ -38,13 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ours = [item for item in items if ALLINONE in item.path.parents]
-    for item in ours:
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Not later: xdist looks at the groups before any conftest's pytest_collection_modifyitems.
+    if ALLINONE in item.path.parents:
         item.add_marker("allinone")
         item.add_marker(pytest.mark.timeout(PATIENCE_S))
         item.add_marker(pytest.mark.xdist_group("allinone"))  # one cloud, in one process
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--fast"):
-        config.hook.pytest_deselected(items=ours)
-        items[:] = [item for item in items if item not in ours]
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.get_closest_marker("allinone") is not None]
+        )
+        items[:] = [item for item in items if item.get_closest_marker("allinone") is None]

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import fcntl
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -30,6 +31,8 @@ from types import TracebackType
 from typing import Any
 
 import openstack
+
+from liveclone.drivers.libvirt import hook_install
 
 from . import configs, programs
 from .borrowed import libvirtd as private
@@ -143,6 +146,18 @@ class Cloud:
         """Return the folders of nova-compute's instances; those of the whole host have other names."""
         return [path.name for path in (self.folder / HOST / "instances").glob("*-*-*-*-*")]
 
+    def why_memory_is_not_shared(self, server: Any) -> str | None:
+        """Return why a server from a live snapshot does not share its memory with others, or None."""
+        known = json.loads((self.folder / HOST / "instances" / server.id / "domain.json").read_text())
+        why: str | None = known["why_full"] or None
+        return why
+
+    def list_leftovers(self) -> list[str]:
+        """Return what the plugin has on the host of captures, of states of live snapshots, and of disks beside their own."""
+        instances = self.folder / HOST / "instances"
+        found = [*instances.glob("liveclone/captures/*"), *instances.glob("liveclone/states/*/*")]
+        return sorted(str(path.relative_to(instances)) for path in [*found, *instances.glob("*/disk.*qcow2")])
+
     # ------------------------------------------------------------------ start
 
     def _start(self, undo: contextlib.ExitStack) -> None:
@@ -153,6 +168,10 @@ class Cloud:
         self._programs = programs.Programs(self.libvirtd, self.folder)
         undo.callback(self._keep_logs)
         undo.callback(self._programs.reap)
+        # The folder that servers from live snapshots map their memory from.
+        hooks = self.libvirtd.hooks
+        hooks.mkdir(parents=True)
+        hook_install.install(hooks, images=[self.folder / HOST / "instances" / "liveclone" / "states"])
         with self._timed("libvirtd"):
             undo.enter_context(self.libvirtd)
         # What libvirt finds out about QEMU, for eight seconds if it never did, nova-compute will ask for.

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 PASSWORD = "secret"
+SEAL_KEY = "of a cloud that lives as long as its tests"
 REGION = "here"
 DATABASES = ("keystone", "glance", "placement", "neutron", "nova_api", "nova_cell0", "nova")
 # Service, type in the catalogue, path of its API.
@@ -215,6 +216,9 @@ def plan_compute(places: Places, host: str, driver: str) -> Sections:
             "images_type": "qcow2",
             "inject_partition": -2,
         },
+        "liveclone": {"seal_keys": SEAL_KEY, "unverified_clones": True},
+        # Soon, so that a test sees it: what no server needs goes, and state images without their disk image.
+        "image_cache": {"manager_interval": 2, "remove_unused_original_minimum_age_seconds": 2},
         "vnc": {"enabled": False},
         "nova_sys_admin": helper,
         "privsep_osbrick": helper,

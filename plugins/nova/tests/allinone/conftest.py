@@ -98,6 +98,19 @@ def boot(cloud: Cloud, guest: dict[str, Any], demo: Any) -> Iterator[Boot]:
     assert [port.id for port in demo.network.ports()] == []
 
 
+@pytest.fixture
+def no_leftovers(cloud: Cloud) -> Iterator[None]:
+    """Wait, when all servers and images of the test are deleted, until nothing is left of live snapshots, anywhere.
+
+    By `usefixtures`, so that it is there before `boot`, and looks after it.
+    """
+    yield
+    images = cloud.connect("admin").image
+    hidden = "a state image is left in Glance"
+    wait_until(lambda: not list(images.images(is_hidden=True)), hidden)
+    wait_until(lambda: not cloud.list_leftovers(), f"left on the host: {cloud.list_leftovers()}")
+
+
 def find_processes(folder: Path) -> list[str]:
     """Return the processes whose command line or environment names something in a folder: each program of a cloud does."""
     found, words = [], os.fsencode(folder) + b"/"

@@ -19,7 +19,7 @@ from liveclone.units import GIB
 GUEST = Path(__file__).with_name("guest")
 DISK_GIB = 2
 RAM_MIB = 256
-_TICK = re.compile(r"tick count=(\d+) word=(\S+) disk=(\S+) host=(\S+)\r?\n")
+_TICK = re.compile(r"tick count=(\d+) word=(\S+) disk=(\S+) mac=(\S+) host=(\S+)\r?\n")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Tick:
     count: int
     word: str  # in its memory alone, another one with each boot
     disk: str  # what it last wrote and read again
+    mac: str  # of its network card, or `none`
     host: str
 
 
@@ -75,4 +76,4 @@ def upload(images: Any, guest: Image) -> str:
 
 def read_ticks(console: str) -> list[Tick]:
     """Return what a guest has said so far, from its console's text."""
-    return [Tick(int(count), word, disk, host) for count, word, disk, host in _TICK.findall(console)]
+    return [Tick(int(count), *others) for count, *others in _TICK.findall(console)]

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from liveclone_nova import capture
-
 from . import configs
 from .cloud import Cloud, wait_until
-from .conftest import Boot, wait_for_active, wait_for_tick
+from .conftest import Boot, read_ticks, wait_for_active, wait_for_tick
+from .guests import Tick
 
-NOT_YET = getattr(capture, "NOT_YET", None)
-needs_capture = pytest.mark.skipif(NOT_YET is not None, reason=f"NOT THERE YET: {NOT_YET}")
 BODY = {"live_snapshot": {"name": "warm"}}
 
 
@@ -44,50 +41,99 @@ def test_a_host_with_novas_own_driver_has_no_live_snapshots(demo: Any, boot: Boo
     assert "its host has no live snapshots" in answer["conflictingRequest"]["message"]
 
 
-@pytest.mark.skipif(NOT_YET is None, reason="the capture is there")
-def test_the_host_says_what_bars_it(cloud: Cloud, demo: Any, boot: Boot) -> None:
-    """A call over the message queue to the plugin's endpoint in nova-compute, which asks libvirt, and back."""
-    server, images = boot("web"), {image.id for image in demo.image.images()}
-    status, answer = act(demo, server)
-    assert status == 409
-    assert answer["conflictingRequest"]["message"].endswith(f": {NOT_YET}.")
-    shown = cloud.command("server", "live", "snapshot", "web")
-    assert shown.returncode != 0
-    assert str(NOT_YET) in shown.stderr
-    assert {image.id for image in demo.image.images()} == images
-    assert demo.compute.get_server(server.id).task_state is None
+@pytest.fixture
+def source(demo: Any, boot: Boot) -> Any:
+    """A server that has run for a while."""
+    server = boot("web")
+    wait_for_tick(demo, server, after=2)
+    return server
 
 
-@needs_capture
-def test_three_clones_of_a_running_server_go_on_where_it_was(demo: Any, guest: Any, boot: Boot) -> None:
-    source = boot("web")
-    before = wait_for_tick(demo, source, after=2)
+@pytest.mark.usefixtures("no_leftovers")
+def test_three_servers_go_on_where_a_running_one_was(
+    cloud: Cloud, demo: Any, boot: Boot, source: Any
+) -> None:
+    before = read_ticks(demo, source)[-1]
     status, answer = act(demo, source)
     assert status == 202
     image_id = answer["image_id"]
     try:
         wait_until(lambda: demo.image.get_image(image_id).status == "active", "the image is not active")
-        assert wait_for_tick(demo, source, after=before.count).word == before.word
-        for number in range(3):
-            clone = boot(f"clone-{number}", image_id=image_id)
-            tick = wait_for_tick(demo, clone)
-            assert tick.word == before.word, "it was booted, not cloned"
-            assert tick.count > before.count
-            assert tick.disk == f"{tick.word}.{tick.count}"
-        assert len({tuple(server.addresses["wires"][0].values()) for server in demo.compute.servers()}) == 4
         wait_for_active(demo, source)
+        last = read_ticks(demo, source)[-1]
+        clones = [boot(f"clone-{number}", image_id=image_id) for number in range(3)]
+
+        words, firsts = set(), set()
+        for clone in clones:
+            wait_for_tick(demo, clone, after=last.count + 2)  # it runs on, and beyond the source's snapshot
+            ticks = read_ticks(demo, clone)
+            assert_no_tick_is_missing(ticks)
+            assert ticks[-1].mac == mac_of(demo, clone)
+            assert {tick.mac for tick in ticks} <= {"none", ticks[-1].mac}, "it had another one's card"
+            assert cloud.why_memory_is_not_shared(clone) is None
+            words |= {tick.word for tick in ticks}
+            firsts.add(ticks[0].count)
+        assert words == {before.word}, "one was booted, not restored"
+        assert len(firsts) == 1, "they start at different instants"
+        assert before.count < min(firsts) <= last.count
+
+        wait_for_tick(demo, source, after=last.count)
+        ticks = read_ticks(demo, source)
+        assert_no_tick_is_missing(ticks)
+        assert (ticks[0].count, {tick.word for tick in ticks}) == (1, {before.word})
+        assert before.mac == ticks[-1].mac == mac_of(demo, source)
+        assert sorted(cloud.list_taps()) == sorted(f"tap{port.id[:11]}" for port in demo.network.ports())
+        for what in ("mac_address", "fixed_ips"):
+            assert len({str(port[what]) for port in demo.network.ports()}) == 4, what
+        assert "live_snapshot" in [action.action for action in demo.compute.server_actions(source)]
     finally:
         demo.image.delete_image(image_id)
-    assert [image.id for image in demo.image.images(visibility="private", is_hidden=True)] == []
 
 
-@needs_capture
-def test_the_command_line_takes_one_and_waits(cloud: Cloud, demo: Any, boot: Boot) -> None:
-    boot("web")
-    done = cloud.command(
-        "server", "live", "snapshot", "web", "--wait", "-f", "value", "-c", "id", "-c", "status"
+@pytest.mark.usefixtures("no_leftovers")
+def test_the_command_line_takes_one_and_starts_a_server(
+    cloud: Cloud, demo: Any, source: Any, guest: dict[str, Any]
+) -> None:
+    def call(*words: str) -> str:
+        done = cloud.command(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    show = ("-f", "value", "-c", "id", "-c", "status")
+    shown = call(
+        "server", "live", "snapshot", "web", "--name", "warm", "--property", "stage=1", "--wait", *show
     )
-    assert done.returncode == 0, done.stderr
-    image_id, status = done.stdout.split()
+    image_id, status = shown.split()
     assert status == "active"
-    demo.image.delete_image(image_id)
+    assert demo.image.get_image(image_id).properties["stage"] == "1"
+    flavor, (network,) = guest["flavor_id"], guest["networks"]
+    call(
+        "server",
+        "create",
+        "--image",
+        "warm",
+        "--flavor",
+        flavor,
+        "--network",
+        network["uuid"],
+        "--wait",
+        "clone",
+    )
+    try:
+        clone = demo.compute.find_server("clone", ignore_missing=False)
+        assert wait_for_tick(demo, clone).word == read_ticks(demo, source)[0].word
+    finally:
+        call("server", "delete", "--wait", "clone")
+        call("image", "delete", "warm")
+
+
+def assert_no_tick_is_missing(ticks: list[Tick]) -> None:
+    """The guest has counted on and written to its disk all the time, whatever was done to it."""
+    counts = [tick.count for tick in ticks]
+    assert counts == list(range(counts[0], counts[-1] + 1))
+    assert {tick.disk for tick in ticks} == {f"{tick.word}.{tick.count}" for tick in ticks}
+
+
+def mac_of(demo: Any, server: Any) -> str:
+    (port,) = demo.network.ports(device_id=server.id)
+    return str(port.mac_address)

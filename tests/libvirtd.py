@@ -102,7 +102,7 @@ class Libvirtd:
             folder: of its own, made by `start` and removed by `stop`. A hook may be there already, in etc/hooks/qemu.d.
             hot: the same, on tmpfs, for memory_backing_dir.
             cache: outlives it, and may be shared by several.
-            namespace: name of the network namespace for its domains; it outlives it too.
+            namespace: name of the network namespace for its domains, or a path such as /proc/PID/ns/net; it outlives it too.
             user_of_its_own: QEMU runs as the user that the distribution has for it, and files change owner, as on any
                 host that nobody has configured. Domains' disks are to be in /var/lib/libvirt/images then.
             host: the name of the host that it believes to be on, for domains that migrate from one libvirtd to another.
@@ -211,7 +211,7 @@ class Libvirtd:
         if self._namespaces:
             inside = self.inside
         elif self._network:
-            inside = ["nsenter", f"--net=/run/netns/{self._network}", "unshare", "--uts"]
+            inside = ["nsenter", f"--net={Path('/run/netns') / self._network}", "unshare", "--uts"]
         else:
             inside = ["unshare", "--net", "--uts"]
         if self._host and not self._namespaces:

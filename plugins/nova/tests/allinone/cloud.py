@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import fcntl
 import http.client
 import json
@@ -39,7 +40,7 @@ from .borrowed import libvirtd as private
 
 PARENT = Path("/var/tmp")  # not /tmp, which is memory on Debian 13
 PREFIX = "liveclone-cloud-"
-HOST = "host-1"
+HOST, SECOND_HOST = "host-1", "host-2"
 HERE = Path(__file__).parent
 RABBITMQ = (
     "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one on PATH is a wrapper that changes to its own user
@@ -122,11 +123,37 @@ class Cloud:
         """
         if self._compute is not None:
             self._programs.kill(self._compute)
-        before = self._find_last_report()
-        (self.folder / HOST / "instances").mkdir(parents=True, exist_ok=True)
-        file = self._configure(HOST, "nova.conf", configs.plan_compute(self.places, HOST, driver))
-        self._compute = self._programs.start("nova-compute", "nova-compute", "--config-file", file)
-        wait_until(lambda: self._find_last_report() != before, "nova-compute does not report")
+        self._compute = self._run_compute(self._programs, self.places, HOST, driver)
+
+    @contextlib.contextmanager
+    def second_host(self) -> Iterator[None]:
+        """Have another host, until no server is left on it: a libvirtd, a nova-compute, a folder, in the same network."""
+        folder = self.folder / f"libvirt-{SECOND_HOST}"
+        network = f"/proc/{self.libvirtd.pid}/ns/net"
+        cache = self._cache / "libvirt"
+        daemon = private.Libvirtd(folder, cache=cache, namespace=network, host=SECOND_HOST)
+        self._install_hook(daemon, SECOND_HOST)
+        host = programs.Programs(daemon, self.folder)
+        places = dataclasses.replace(self.places, libvirt=daemon.uri)
+        admin = self.connect("admin").compute
+        with contextlib.ExitStack() as undo:
+            # What libvirt's own paths are is a thread's own matter, and that of what it starts.
+            thread = undo.enter_context(futures.ThreadPoolExecutor(1))
+
+            def do(work: Callable[..., Any], *words: Any) -> Any:
+                return thread.submit(work, *words).result()
+
+            undo.callback(host.reap)
+            do(daemon.start)
+            undo.callback(do, daemon.stop)
+            self._uris.append(daemon.uri)
+            undo.callback(self._uris.remove, daemon.uri)
+            do(self._run_compute, host, places, SECOND_HOST, configs.OUR_DRIVER)
+            wait_until(lambda: self._find_hosts(admin) == ["up", "up"], "no second host")
+            yield
+            do(daemon.stop)  # or it would report again
+            (service,) = admin.services(host=SECOND_HOST)
+            admin.delete_service(service)
 
     def start_second_api(self, router: str) -> str:
         """Start another nova-api, with that line in its api-paste.ini; return its address."""
@@ -136,7 +163,11 @@ class Cloud:
         return f"http://127.0.0.1:{port}{configs.APIS['nova'][1]}"
 
     def list_domains(self) -> list[str]:
-        return self._ask("virsh", "-c", self.libvirtd.uri, "list", "--all", "--name").split()
+        return [
+            name
+            for uri in self._uris
+            for name in self._ask("virsh", "-c", uri, "list", "--all", "--name").split()
+        ]
 
     def list_taps(self) -> list[str]:
         lines = self._ask("ip", "-o", "link", "show", "type", "tun").splitlines()
@@ -144,19 +175,19 @@ class Cloud:
 
     def list_instance_folders(self) -> list[str]:
         """Return the folders of nova-compute's instances; those of the whole host have other names."""
-        return [path.name for path in (self.folder / HOST / "instances").glob("*-*-*-*-*")]
+        return [path.name for path in self.folder.glob("host-*/instances/*-*-*-*-*")]
 
     def why_memory_is_not_shared(self, server: Any) -> str | None:
         """Return why a server from a live snapshot does not share its memory with others, or None."""
-        known = json.loads((self.folder / HOST / "instances" / server.id / "domain.json").read_text())
-        why: str | None = known["why_full"] or None
+        (known,) = self.folder.glob(f"host-*/instances/{server.id}/domain.json")
+        why: str | None = json.loads(known.read_text())["why_full"] or None
         return why
 
     def list_leftovers(self) -> list[str]:
-        """Return what the plugin has on the host of captures, of states of live snapshots, and of disks beside their own."""
-        instances = self.folder / HOST / "instances"
-        found = [*instances.glob("liveclone/captures/*"), *instances.glob("liveclone/states/*/*")]
-        return sorted(str(path.relative_to(instances)) for path in [*found, *instances.glob("*/disk.*qcow2")])
+        """Return what the plugin has on hosts of captures, of states of live snapshots, and of disks beside their own."""
+        names = ("liveclone/captures/*", "liveclone/states/*/*", "*/disk.*qcow2")
+        found = [path for name in names for path in self.folder.glob(f"host-*/instances/{name}")]
+        return sorted(str(path.relative_to(self.folder)) for path in found)
 
     # ------------------------------------------------------------------ start
 
@@ -168,10 +199,8 @@ class Cloud:
         self._programs = programs.Programs(self.libvirtd, self.folder)
         undo.callback(self._keep_logs)
         undo.callback(self._programs.reap)
-        # The folder that servers from live snapshots map their memory from.
-        hooks = self.libvirtd.hooks
-        hooks.mkdir(parents=True)
-        hook_install.install(hooks, images=[self.folder / HOST / "instances" / "liveclone" / "states"])
+        self._install_hook(self.libvirtd, HOST)
+        self._uris = [self.libvirtd.uri]
         with self._timed("libvirtd"):
             undo.enter_context(self.libvirtd)
         # What libvirt finds out about QEMU, for eight seconds if it never did, nova-compute will ask for.
@@ -318,9 +347,7 @@ class Cloud:
             self.start_compute(configs.OUR_DRIVER)
             compute = self.connect("admin").compute
             # Nobody says that the scheduler has found the host: the API shows it from then on.
-            wait_until(
-                lambda: [host.state for host in compute.hypervisors(details=True)] == ["up"], "no host"
-            )
+            wait_until(lambda: self._find_hosts(compute) == ["up"], "no host")
 
     def _register(self) -> None:
         """Tell keystone who the services are, where they are, and who uses them."""
@@ -394,9 +421,28 @@ class Cloud:
         with self._listen() as listener:
             return int(listener.getsockname()[1])
 
-    def _find_last_report(self) -> Any:
-        services = self.connect("admin").compute.services(binary="nova-compute")
+    def _run_compute(
+        self, host_programs: programs.Programs, places: configs.Places, host: str, driver: str
+    ) -> subprocess.Popen[bytes]:
+        before = self._find_last_report(host)
+        (self.folder / host / "instances").mkdir(parents=True, exist_ok=True)
+        file = self._configure(host, "nova.conf", configs.plan_compute(places, host, driver))
+        process = host_programs.start(f"nova-compute-{host}", "nova-compute", "--config-file", file)
+        wait_until(lambda: self._find_last_report(host) != before, f"nova-compute of {host} does not report")
+        return process
+
+    def _install_hook(self, daemon: private.Libvirtd, host: str) -> None:
+        """Let servers of a host that are made of a live snapshot map its memory."""
+        daemon.hooks.mkdir(parents=True)
+        hook_install.install(daemon.hooks, images=[self.folder / host / "instances" / "liveclone" / "states"])
+
+    def _find_last_report(self, host: str) -> Any:
+        services = self.connect("admin").compute.services(binary="nova-compute", host=host)
         return [service.updated_at for service in services]
+
+    @staticmethod
+    def _find_hosts(compute: Any) -> list[str]:
+        return [str(host.state) for host in compute.hypervisors(details=True)]
 
     def _ask(self, *words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout

@@ -1,6 +1,6 @@
 """The cloud, once a session, and servers in it.
 
-running_cloud ── guest ── cloud ── boot
+running_cloud ── guest ── cloud ── boot, take
  (a minute)    (in Glance)  (inside its network)  (deleted again)
 """
 
@@ -20,6 +20,7 @@ from .borrowed import ROOT
 from .cloud import NEEDED, Cloud, wait_until
 
 Boot = Callable[..., Any]
+Take = Callable[[Any], str]
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +100,25 @@ def boot(cloud: Cloud, guest: dict[str, Any], demo: Any) -> Iterator[Boot]:
 
 
 @pytest.fixture
+def take(demo: Any) -> Iterator[Take]:
+    """Return what takes a live snapshot of a server, waits until it is there, and returns its image's id; it is deleted."""
+    made = []
+
+    def make(server: Any) -> str:
+        status, answer = act(demo, server)
+        assert status == 202, answer
+        image_id = str(answer["image_id"])
+        made.append(image_id)
+        wait_until(lambda: demo.image.get_image(image_id).status == "active", "the image is not active")
+        wait_for_active(demo, server)
+        return image_id
+
+    yield make
+    for image_id in made:
+        demo.image.delete_image(image_id, ignore_missing=True)
+
+
+@pytest.fixture
 def no_leftovers(cloud: Cloud) -> Iterator[None]:
     """Wait, when all servers and images of the test are deleted, until nothing is left of live snapshots, anywhere.
 
@@ -132,6 +152,14 @@ def wait_for_active(demo: Any, server: Any) -> Any:
 
     wait_until(is_idle, f"{server.name} is not active")
     return server
+
+
+def act(demo: Any, server: Any, address: str = "") -> tuple[int, Any]:
+    """POST the action, to that nova-api or the one in the catalogue; return status and answer."""
+    response = demo.compute.post(
+        f"{address}/servers/{server.id}/action", json={"live_snapshot": {"name": "warm"}}, raise_exc=False
+    )
+    return response.status_code, response.json()
 
 
 def read_ticks(demo: Any, server: Any) -> list[guests.Tick]:

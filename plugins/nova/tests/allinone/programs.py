@@ -31,15 +31,15 @@ _END_OF_LOG = 3000
 
 
 class Programs:
-    """Those of one cloud."""
+    """Those of one cloud, or of a host of it."""
 
     def __init__(self, libvirtd: Libvirtd, folder: Path) -> None:
         """Plan to start programs beside that libvirtd, once it runs; their logs will be in folder/log."""
         self._libvirtd, self._folder = libvirtd, folder
         self._started: list[subprocess.Popen[bytes]] = []
         self.log, self._scratch = folder / "log", folder / "tmp"
-        self.log.mkdir()
-        self._scratch.mkdir()
+        self.log.mkdir(exist_ok=True)
+        self._scratch.mkdir(exist_ok=True)
 
     def run(self, name: str, *words: str | Path, **environment: str | Path) -> None:
         """Run a program to its end.

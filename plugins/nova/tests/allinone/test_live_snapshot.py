@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 
 from . import configs
-from .cloud import Cloud, wait_until
-from .conftest import Boot, read_ticks, wait_for_active, wait_for_tick
+from .cloud import Cloud
+from .conftest import Boot, Take, act, read_ticks, wait_for_tick
 from .guests import Tick
-
-BODY = {"live_snapshot": {"name": "warm"}}
-
-
-def act(demo: Any, server: Any, address: str = "") -> tuple[int, Any]:
-    """POST the action, to that nova-api or the one in the catalogue; return status and answer."""
-    response = demo.compute.post(f"{address}/servers/{server.id}/action", json=BODY, raise_exc=False)
-    return response.status_code, response.json()
 
 
 @pytest.fixture
@@ -51,43 +43,35 @@ def source(demo: Any, boot: Boot) -> Any:
 
 @pytest.mark.usefixtures("no_leftovers")
 def test_three_servers_go_on_where_a_running_one_was(
-    cloud: Cloud, demo: Any, boot: Boot, source: Any
+    cloud: Cloud, demo: Any, boot: Boot, take: Take, source: Any
 ) -> None:
     before = read_ticks(demo, source)[-1]
-    status, answer = act(demo, source)
-    assert status == 202
-    image_id = answer["image_id"]
-    try:
-        wait_until(lambda: demo.image.get_image(image_id).status == "active", "the image is not active")
-        wait_for_active(demo, source)
-        last = read_ticks(demo, source)[-1]
-        clones = [boot(f"clone-{number}", image_id=image_id) for number in range(3)]
+    image_id = take(source)
+    last = read_ticks(demo, source)[-1]
+    clones = [boot(f"clone-{number}", image_id=image_id) for number in range(3)]
 
-        words, firsts = set(), set()
-        for clone in clones:
-            wait_for_tick(demo, clone, after=last.count + 2)  # it runs on, and beyond the source's snapshot
-            ticks = read_ticks(demo, clone)
-            assert_no_tick_is_missing(ticks)
-            assert ticks[-1].mac == mac_of(demo, clone)
-            assert {tick.mac for tick in ticks} <= {"none", ticks[-1].mac}, "it had another one's card"
-            assert cloud.why_memory_is_not_shared(clone) is None
-            words |= {tick.word for tick in ticks}
-            firsts.add(ticks[0].count)
-        assert words == {before.word}, "one was booted, not restored"
-        assert len(firsts) == 1, "they start at different instants"
-        assert before.count < min(firsts) <= last.count
-
-        wait_for_tick(demo, source, after=last.count)
-        ticks = read_ticks(demo, source)
+    firsts = set()
+    for clone in clones:
+        wait_for_tick(demo, clone, after=last.count + 2)  # it runs on, and beyond the source's snapshot
+        ticks = read_ticks(demo, clone)
+        assert {tick.word for tick in ticks} == {before.word}, "it was booted, not restored"
         assert_no_tick_is_missing(ticks)
-        assert (ticks[0].count, {tick.word for tick in ticks}) == (1, {before.word})
-        assert before.mac == ticks[-1].mac == mac_of(demo, source)
-        assert sorted(cloud.list_taps()) == sorted(f"tap{port.id[:11]}" for port in demo.network.ports())
-        for what in ("mac_address", "fixed_ips"):
-            assert len({str(port[what]) for port in demo.network.ports()}) == 4, what
-        assert "live_snapshot" in [action.action for action in demo.compute.server_actions(source)]
-    finally:
-        demo.image.delete_image(image_id)
+        assert ticks[-1].mac == mac_of(demo, clone)
+        assert {tick.mac for tick in ticks} <= {"none", ticks[-1].mac}, "it had another one's card"
+        assert cloud.why_memory_is_not_shared(clone) is None
+        firsts.add(ticks[0].count)
+    assert len(firsts) == 1, "they start at different instants"
+    assert before.count < min(firsts) <= last.count
+
+    wait_for_tick(demo, source, after=last.count)
+    ticks = read_ticks(demo, source)
+    assert_no_tick_is_missing(ticks)
+    assert (ticks[0].count, {tick.word for tick in ticks}) == (1, {before.word})
+    assert before.mac == ticks[-1].mac == mac_of(demo, source)
+    assert sorted(cloud.list_taps()) == sorted(f"tap{port.id[:11]}" for port in demo.network.ports())
+    for what in ("mac_address", "fixed_ips"):
+        assert len({str(port[what]) for port in demo.network.ports()}) == 4, what
+    assert "live_snapshot" in [action.action for action in demo.compute.server_actions(source)]
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ from .borrowed import libvirtd as private
 PARENT = Path("/var/tmp")  # not /tmp, which is memory on Debian 13
 PREFIX = "liveclone-cloud-"
 HOST, SECOND_HOST = "host-1", "host-2"
+USERS = ("demo", "other")
 HERE = Path(__file__).parent
 RABBITMQ = (
     "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one on PATH is a wrapper that changes to its own user
@@ -94,7 +95,7 @@ class Cloud:
             yield
 
     def connect(self, user: str = "demo") -> Any:
-        """Return a connection of the SDK: `demo`, or `admin`, in a project of the same name."""
+        """Return a connection of the SDK: one of USERS, or `admin`, in a project of the same name."""
         return openstack.connect(
             load_yaml_config=False,
             load_envvars=False,
@@ -155,11 +156,11 @@ class Cloud:
             (service,) = admin.services(host=SECOND_HOST)
             admin.delete_service(service)
 
-    def start_second_api(self, router: str) -> str:
-        """Start another nova-api, with that line in its api-paste.ini; return its address."""
+    def start_second_api(self, router: str, policy: Mapping[str, str] | None = None) -> str:
+        """Start another nova-api, with that line in its api-paste.ini and those rules; return its address."""
         with self._listen() as listener:
             port = int(listener.getsockname()[1])
-            self._serve_nova(f"nova-api-{port}", router, listener)
+            self._serve_nova(f"nova-api-{port}", router, listener, policy or {})
         return f"http://127.0.0.1:{port}{configs.APIS['nova'][1]}"
 
     def list_domains(self) -> list[str]:
@@ -340,7 +341,7 @@ class Cloud:
         self._programs.start("nova-scheduler", "nova-scheduler", "--config-file", file)
         # nova-compute, started earlier than it, would ask in vain and try again after ten seconds.
         self._programs.start_telling("nova-conductor", "nova-conductor", "--config-file", file)
-        self._serve_nova("nova", configs.OUR_ROUTER, self._listeners["nova"])
+        self._serve_nova("nova", configs.OUR_ROUTER, self._listeners["nova"], {})
         self._wait_for_answer("nova")
         assert self._registered.wait(PATIENCE_S), "keystone does not answer"
         with self._timed("nova-compute"):
@@ -365,9 +366,11 @@ class Cloud:
             identity.create_endpoint(
                 service_id=service.id, interface="public", url=self.places.url(name), region_id=configs.REGION
             )
-        demo = identity.create_project(name="demo", domain_id="default")
-        user = identity.create_user(name="demo", password=configs.PASSWORD, domain_id="default")
-        identity.assign_project_role_to_user(demo, user, identity.find_role("member"))
+        member = identity.find_role("member")
+        for name in USERS:
+            project = identity.create_project(name=name, domain_id="default")
+            user = identity.create_user(name=name, password=configs.PASSWORD, domain_id="default")
+            identity.assign_project_role_to_user(project, user, member)
 
     # ------------------------------------------------------------------ helpers
 
@@ -390,9 +393,10 @@ class Cloud:
     def _serve(self, name: str, module: str, **environment: str | Path) -> None:
         self._serve_on(self._listeners[name], name, module, **environment)
 
-    def _serve_nova(self, name: str, router: str, listener: socket.socket) -> None:
+    def _serve_nova(self, name: str, router: str, listener: socket.socket, policy: Mapping[str, str]) -> None:
         file = self._configure(name, "nova.conf", configs.plan_nova(self.places))
         file.with_name("api-paste.ini").write_text(configs.render_paste(router))
+        file.with_name("policy.yaml").write_text(json.dumps(policy))  # which is YAML too
         self._serve_on(listener, name, "nova.wsgi.osapi_compute", OS_NOVA_CONFIG_DIR=file.parent)
 
     def _serve_on(self, listener: socket.socket, name: str, module: str, **environment: str | Path) -> None:

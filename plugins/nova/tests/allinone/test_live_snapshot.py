@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from openstack.exceptions import ForbiddenException
 
 from . import configs
-from .cloud import Cloud
-from .conftest import Boot, Take, act, read_ticks, wait_for_tick
+from .cloud import Cloud, wait_until
+from .conftest import Boot, Take, act, read_ticks, wait_for_active, wait_for_tick
 from .guests import Tick
 
 
@@ -109,6 +110,30 @@ def test_the_command_line_takes_one_and_starts_a_server(
     finally:
         call("server", "delete", "--wait", "clone")
         call("image", "delete", "warm")
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_one_that_everybody_can_see_is_refused_unless_policy_says_so(
+    cloud: Cloud, demo: Any, guest: dict[str, Any], source: Any, take: Take
+) -> None:
+    image_id = take(source)
+    admin = cloud.connect("admin").image
+    for public in (image_id, admin.get_image(image_id).properties["live_snapshot_state"]):
+        admin.update_image(public, visibility="public")
+    with cloud.connect("other") as other:
+        with pytest.raises(ForbiddenException, match="os-live-snapshot:clone"):
+            other.compute.create_server(name="clone", **guest | {"image_id": image_id})
+        address = cloud.start_second_api(configs.OUR_ROUTER, {"os_compute_api:os-live-snapshot:clone": "@"})
+        wanted = {"name": "clone", "imageRef": image_id, "flavorRef": guest["flavor_id"]}
+        body = {"server": wanted | {"networks": guest["networks"]}}
+        answer = other.compute.post(f"{address}/servers", json=body).json()
+        server = other.compute.get_server(answer["server"]["id"])
+        try:
+            wait_for_active(other, server)
+            assert wait_for_tick(other, server).word == read_ticks(demo, source)[0].word
+        finally:
+            other.compute.delete_server(server)
+            wait_until(lambda: not list(other.compute.servers()), "the server is not deleted")
 
 
 def assert_no_tick_is_missing(ticks: list[Tick]) -> None:

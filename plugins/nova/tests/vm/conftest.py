@@ -31,13 +31,6 @@ def _load_libvirtd() -> Any:
     return module
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process have all tests of this folder."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("libvirt"))
-
-
 @pytest.fixture(scope="session")
 def guest_image() -> Any:
     """Return liveclone's test image, of which the guests have the kernel and its modules; built once, then cached."""

@@ -53,6 +53,8 @@ class Spread(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
+    # As they are collected: tests/vm comes last. It reads Nova's configuration, which Nova's fixtures want to do themselves.
+    config.option.loadscopereorder = False
     return Spread(config, log)
 
 

@@ -1,4 +1,4 @@
-"""The cloud, once a session, and servers in it.
+"""The cloud, once for all tests of this folder, and servers in it.
 
 running_cloud ── guest ── cloud ── boot, take
  (a minute)    (in Glance)  (inside its network)  (deleted again)
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_cloud(cache_folder: Path) -> Iterator[Cloud]:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     missing = [tool for tool in NEEDED if shutil.which(tool, path=path) is None]
@@ -47,7 +47,7 @@ def running_cloud(cache_folder: Path) -> Iterator[Cloud]:
     assert not cloud.folder.exists()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guest(running_cloud: Cloud, cache_folder: Path) -> dict[str, Any]:
     """Put what servers need into the cloud; return the arguments of create_server."""
     image = guests.build(cache_folder)

@@ -67,7 +67,11 @@ def main() -> int:
         f"plugins/nova: not the {name} of dev.txt" for name in nova if dev.get(name, nova[name]) != nova[name]
     ]
 
-    for file in (HERE / "run.txt", HERE / "dev.txt", NOVA / "requirements.txt"):
+    faults += find_faults(
+        read_input(NOVA / "source.in"), read_pins(NOVA / "source.txt"), "plugins/nova/source.txt"
+    )
+
+    for file in (HERE / "run.txt", HERE / "dev.txt", NOVA / "requirements.txt", NOVA / "source.txt"):
         if re.search(r"^\s*-(-index-url|-extra-index-url|-find-links|i|f)\b|://", file.read_text(), re.M):
             faults.append(f"{file.relative_to(HERE.parent)}: names a package index")
     for fault in faults:

@@ -13,7 +13,7 @@ nothing. `stop` goes back. Threads that were there before `start`, and everybody
 
 Its domains' networks are in a network namespace without a name, or in the one given: bridges and dnsmasq of
 `virsh net-start` go with the last process. A UTS namespace is only the mark by which `stop` finds what libvirtd has
-started. No systemd, machined, cgroups, AppArmor or other daemon is needed; root is.
+started, and what others have started `inside`. No systemd, machined, cgroups, AppArmor or other daemon is needed; root is.
 
 By hand, in a shell in which `virsh` means this libvirtd:  python -m tests.libvirtd [--user-of-its-own] [COMMAND ...]
 """
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import uuid as uuids
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -46,11 +47,13 @@ _KVM = "/dev/kvm"
 _PID_FILE = "/run/libvirt/libvirtd.pid"
 _SOCKET = "libvirt-sock"
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin"
+_OWNER = "LIVECLONE_LIBVIRTD"  # in its environment, for `end_leftovers`
 _PATIENCE_S = 30.0
 
 # mount(2), umount2(2), unshare(2)
 _BIND, _REC, _SLAVE, _DETACH = 0x1000, 0x4000, 1 << 19, 2
 _NEW_MOUNTS, _OWN_FS = 0x20000, 0x200
+_NEW_NETWORK = 0x40000000
 
 # Everything is root's, as the files of a test are.
 _ROOTS = """\
@@ -99,7 +102,7 @@ class Libvirtd:
             folder: of its own, made by `start` and removed by `stop`. A hook may be there already, in etc/hooks/qemu.d.
             hot: the same, on tmpfs, for memory_backing_dir.
             cache: outlives it, and may be shared by several.
-            namespace: name of the network namespace for its domains; it outlives it too.
+            namespace: name of the network namespace for its domains, or a path such as /proc/PID/ns/net; it outlives it too.
             user_of_its_own: QEMU runs as the user that the distribution has for it, and files change owner, as on any
                 host that nobody has configured. Domains' disks are to be in /var/lib/libvirt/images then.
             host: the name of the host that it believes to be on, for domains that migrate from one libvirtd to another.
@@ -125,6 +128,25 @@ class Libvirtd:
     def pid(self) -> int:
         """Return the process id of libvirtd itself."""
         return int((self.folder / "run" / Path(_PID_FILE).name).read_text())
+
+    @property
+    def inside(self) -> list[str]:
+        """Return what is to stand before a command: it runs in the network of the domains then, and `stop` ends it."""
+        fds = Path(f"/proc/{os.getpid()}/fd")
+        return ["nsenter", *(f"--{name}={fds / str(fd)}" for name, fd in self._namespaces.items())]
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Be in the network of the domains: the calling thread, and what it starts meanwhile. `stop` does not end those."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("setns", self._namespaces["net"], _NEW_NETWORK)
+            try:
+                yield
+            finally:
+                _call("setns", home, _NEW_NETWORK)
+        finally:
+            os.close(home)
 
     def start(self) -> None:
         """Make the folders, enter the namespace and start; return when libvirtd accepts connections."""
@@ -187,17 +209,17 @@ class Libvirtd:
     def _launch(self) -> None:
         """Start libvirtd; as a daemon, since only so it tells when its sockets listen: its first process ends."""
         if self._namespaces:
-            inside = ["nsenter", *(f"--{name}=/proc/self/fd/{fd}" for name, fd in self._namespaces.items())]
+            inside = self.inside
         elif self._network:
-            inside = ["nsenter", f"--net=/run/netns/{self._network}", "unshare", "--uts"]
+            inside = ["nsenter", f"--net={Path('/run/netns') / self._network}", "unshare", "--uts"]
         else:
             inside = ["unshare", "--net", "--uts"]
         if self._host and not self._namespaces:
             inside += ["sh", "-c", 'hostname "$0" && exec "$@"', self._host]
         done = subprocess.run(
             [*inside, "libvirtd", "--daemon", "--pid-file", _PID_FILE],
-            pass_fds=tuple(self._namespaces.values()),
-            env=os.environ | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_PATH}"},
+            env=os.environ
+            | {"PATH": f"{os.environ.get('PATH', os.defpath)}:{_PATH}", _OWNER: f"{self.folder}/"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -222,16 +244,35 @@ class Libvirtd:
 
     def _find_processes(self) -> dict[int, str]:
         """Return libvirtd and all that it has started, with their names."""
-        found: dict[int, str] = {}
-        if not self._namespaces:
-            return found
-        ours = os.fstat(self._namespaces["uts"])
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):  # it has just ended
-                    if os.path.samestat((entry / "ns" / "uts").stat(), ours):
-                        found[int(entry.name)] = (entry / "comm").read_text().strip()
-        return found
+        return _find_marked([os.fstat(self._namespaces["uts"])]) if self._namespaces else {}
+
+
+def end_leftovers(folder: Path) -> None:
+    """End what is left inside a libvirtd with that folder, or one below it, whose owner was killed; the folder stays.
+
+    A process that names the folder tells which UTS namespace it was; domains need not name it.
+    """
+    words, own, marks = os.fsencode(folder) + b"/", Path("/proc/self/ns/uts").stat(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            mark = (entry / "ns" / "uts").stat()
+            named = words in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            if named and not os.path.samestat(mark, own):
+                marks.append(mark)
+    while found := _find_marked(marks):
+        for pid in found:
+            _kill(pid)
+
+
+def _find_marked(marks: list[os.stat_result]) -> dict[int, str]:
+    """Return the processes that are in one of these UTS namespaces, with their names."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            seen = (entry / "ns" / "uts").stat()
+            if any(os.path.samestat(seen, mark) for mark in marks):
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found
 
 
 class _Mounts:

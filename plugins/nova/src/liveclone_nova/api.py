@@ -101,16 +101,22 @@ class APIRouter(routes.APIRouterV21):
         super().__init__(custom_routes)
         policies.register()
         _keep_from_heirs(properties.TIES)
-        resources = [
-            route.defaults["controller"]
-            for route in self.map.matchlist
-            if route.routepath.endswith("/servers/{id}/action")
-        ]
-        if not resources:
-            raise RuntimeError("this Nova has no route for actions on servers")
         controller = LiveSnapshotController()
-        for resource in {id(resource): resource for resource in resources}.values():
+        for resource in self._find_resources("/servers/{id}/action"):
             resource.register_subcontroller_actions(controller)
+        for resource in self._find_resources("/servers"):
+            resource.controller.compute_api = controller.compute_api  # by which it creates servers
+
+    def _find_resources(self, path: str) -> list[wsgi.Resource]:
+        """Return what answers at a path, below a project's id and without; one that answers to two methods is there once."""
+        found = {
+            id(route.defaults["controller"]): route.defaults["controller"]
+            for route in self.map.matchlist
+            if route.routepath.endswith(path) and "controller" in route.defaults
+        }
+        if not found:
+            raise RuntimeError(f"this Nova has no route {path}")
+        return list(found.values())
 
 
 def _keep_from_heirs(names: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from nova.compute import utils as compute_utils
 from oslo_log import log as logging
 from oslo_utils import excutils
 
-from liveclone_nova import exceptions, obstacles, rpcapi
+from liveclone_nova import exceptions, obstacles, policies, properties, rpcapi
 
 LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ ACTION = "live_snapshot"  # in the list of the server's actions
 
 
 class API(nova_compute_api.API):
-    """Nova's compute API with live snapshots."""
+    """Nova's compute API with live snapshots: the action, and a policy for servers that are made of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +66,23 @@ class API(nova_compute_api.API):
             with excutils.save_and_reraise_exception():
                 compute_utils.delete_image(context, instance, self.image_api, image["id"])
         return dict(image)
+
+    def _validate_and_build_base_options(
+        self,
+        context: nova_context.RequestContext,
+        flavor: objects.Flavor,
+        image: Any,
+        *others: Any,
+        **more: Any,
+    ) -> Any:
+        """Do what Nova does of a server that is to be created, once it may be made of that image.
+
+        Raises:
+            PolicyNotAuthorized: a live snapshot of another project's, or one whose project nobody knows.
+        """
+        if (image or {}).get("properties", {}).get(properties.STATE):
+            context.can(policies.CLONE, target={"project_id": image.get("owner")})
+        return super()._validate_and_build_base_options(context, flavor, image, *others, **more)
 
     def _refuse_obstacles(self, context: nova_context.RequestContext, instance: objects.Instance) -> None:
         bdms = objects.BlockDeviceMappingList.get_by_instance_uuid(context, instance.uuid)

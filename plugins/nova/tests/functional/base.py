@@ -23,6 +23,7 @@ def stand_in(driver: Any, context: Any, instance: Any, image_id: str, update_tas
     update_task_state(task_state=task_states.IMAGE_UPLOADING, expected_state=task_states.IMAGE_PENDING_UPLOAD)
     ties = {"live_snapshot_state": STATE_IMAGE}
     metadata = {"status": "active", "disk_format": "qcow2", "container_format": "bare", "properties": ties}
+    metadata["owner"] = instance.project_id  # as Glance does, and Nova's stand-in of it does not
     driver._image_api.update(context, image_id, metadata, purge_props=False)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from nova import context, objects
 
+from liveclone_nova import policies
+
 from .base import PluginTestCase
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -31,3 +33,40 @@ class Clones(PluginTestCase):
     def test_its_state_is_missing(self) -> None:
         self.flags(unverified_clones=True, seal_keys=[KEY], group="liveclone")
         assert "its state is not there" in self.fail()
+
+
+class Images(PluginTestCase):
+    """Whose live snapshot a server is made of."""
+
+    def create(self, status: int, owner: str | None) -> str:
+        """Create a server from a live snapshot of that project; return what is said of it."""
+        image = self.take(self.boot())
+        self.glance.images[image]["owner"] = owner
+        body = {"server": self._build_server(networks="none", image_uuid=image)}
+        answer = self.api.api_post("/servers", body, check_response_status=[status]).body
+        if status == 202:  # and then it fails on the host, where nobody can verify it
+            self._wait_for_state_change(answer["server"], "ERROR")
+        return str(answer.get("forbidden", {}).get("message"))
+
+    def test_one_of_another_project_is_403(self) -> None:
+        assert "os-live-snapshot:clone" in self.create(403, "somebody")
+        assert len(self.api.get_servers()) == 1
+
+    def test_one_of_nobody_knows_whom_is_403(self) -> None:
+        assert "os-live-snapshot:clone" in self.create(403, None)
+
+    def test_an_operator_may_allow_it(self) -> None:
+        rules = {
+            policies.CREATE: "@",
+            policies.CLONE: "@",
+        }  # Nova's fixture forgets those that it does not know
+        self.policy.set_rules(rules, overwrite=False)
+        self.create(202, "somebody")
+
+    def test_one_of_the_own_project_is_taken(self) -> None:
+        self.create(202, self.api.project_id)
+
+    def test_another_image_of_another_project_is_no_matter_of_ours(self) -> None:
+        image = self.take(self.boot())
+        self.glance.images[image] |= {"owner": "somebody", "properties": {}}
+        self.boot(image_uuid=image)

@@ -16,7 +16,7 @@ from typing import Any
 
 import nova.privsep
 import pytest
-from nova import context, exception, objects
+from nova import context, exception, objects, thread_pool_factory
 from nova.compute import task_states, vm_states
 from nova.conf import neutron
 from nova.network import model
@@ -114,9 +114,10 @@ class Cloud:
             CONF.set_override(name, value, group=group)
 
     def close(self) -> None:
-        """End Nova's thread for events of the connection, which nothing in Nova ends: the process would wait for it."""
+        """End Nova's threads, also the one for events of the connection, for which the process would wait."""
         self.driver._host._conn_event_handler_queue.put(sys.exit)
         self.driver.cleanup_host("compute1")
+        thread_pool_factory.reset_all_executors()
 
     def make_instance(self, image_id: str = "", **flavor: Any) -> objects.Instance:
         """Return an instance that is about to be spawned from the image."""

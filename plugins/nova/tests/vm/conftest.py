@@ -1,4 +1,7 @@
-"""Small real guests under Nova's own libvirt driver, and a libvirtd of the run's own (tests/libvirtd.py of liveclone)."""
+"""Small real guests under Nova's own libvirt driver, and a libvirtd of the run's own (tests/libvirtd.py of liveclone).
+
+All of it ends with the last test of this folder: others of the same process have a Nova that nobody has changed.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,6 @@ def _load_libvirtd() -> Any:
     return module
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process have all tests of this folder."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("libvirt"))
-
-
 @pytest.fixture(scope="session")
 def guest_image() -> Any:
     """Return liveclone's test image, of which the guests have the kernel and its modules; built once, then cached."""
@@ -48,7 +44,7 @@ def guest_image() -> Any:
     return asyncio.run(build_image(ImageSpec(name="nova-test"), cache / "images"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="liveclone-nova-test-", dir="/var/tmp"))
     folder.chmod(0o755)
@@ -56,7 +52,7 @@ def run_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def libvirtd(run_folder: Path) -> Iterator[Any]:
     from liveclone.drivers.libvirt import hook_install
 
@@ -68,7 +64,7 @@ def libvirtd(run_folder: Path) -> Iterator[Any]:
         yield daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cloud(run_folder: Path, guest_image: Any, request: pytest.FixtureRequest) -> Iterator[Cloud]:
     missing = [
         tool for tool in ("libvirtd", "qemu-system-x86_64", "qemu-img", "nsenter") if not shutil.which(tool)
@@ -95,7 +91,7 @@ def cloud(run_folder: Path, guest_image: Any, request: pytest.FixtureRequest) ->
     patch.undo()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def source(cloud: Cloud) -> Any:
     """A server that has booted, with a token in its memory and another one on its disk."""
     from .guest import WRITE

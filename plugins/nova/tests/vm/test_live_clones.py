@@ -232,6 +232,7 @@ def test_a_server_that_is_rebuilt_boots(cloud: Cloud, warm: str) -> None:
 def test_states_and_images_that_nobody_needs_go(cloud: Cloud, source: Any) -> None:
     from liveclone_nova import state_images, states
 
+    state_images.sweep(cloud.images, cloud.context)  # what other tests have left
     image = cloud.take(source)
     state_image = cloud.images.images[image]["properties"]["live_snapshot_state"]
     server = cloud.spawn(image)

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from liveclone.engine import clone, disposal, remove, run, settings, snapshot
 from liveclone.engine.context import Context, open_context
-from liveclone.errors import LivecloneError
+from liveclone.errors import LivecloneError, NotFound
 from liveclone.host import netns, process
 from liveclone.images.build import build_image
 from liveclone.images.library import ImageLibrary
@@ -42,6 +42,7 @@ HTTP, TICKS = 8080, 8081
 IMAGE = "warm-app"
 FIRST_ANSWER_S = 180.0
 WIDTH = 120  # of the table
+LAST_S = 30.0  # for what ends by itself
 
 
 @dataclass
@@ -279,6 +280,11 @@ async def clean_up(ctx: Context) -> None:
     for found in ctx.snapshots.list():
         await remove.remove_snapshot(ctx, found.id)
     disposal.sweep(ctx)
+    for pid, _ in process.find(
+        str(ctx.layout.home)
+    ):  # what looks at a snapshot in the background ends without it
+        with contextlib.suppress(NotFound):
+            await process.wait(process.ref(pid), LAST_S)
 
 
 def find_left_behind(ctx: Context) -> list[str]:

@@ -21,13 +21,13 @@ import itertools
 import mmap
 import os
 import struct
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 
 from .settings import changed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -42,6 +42,8 @@ _MOST_FILLED = 8 * 1024 * 1024 * 1024  # of one file system; a larger one is onl
 _MEMORY_STEP = 512 * 1024
 _LAST_MEMORY_STEP = 64 * 1024
 _LEFT_BYTES = 512 * 1024  # of free memory, besides what the kernel keeps for itself
+_PIPES, _PIPE_BYTES, _PIPE_STEP = 4, 1024 * 1024, 65536
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, linux/fcntl.h
 _ROUNDS = 2  # what is left over is in other places after each
 _POPULATE = 0x8000  # MAP_POPULATE, linux/mman.h; in Python 3.10 and later
 _VM = "/proc/sys/vm"
@@ -146,9 +148,11 @@ def _take_all(go_on: GoOn) -> int:
     """Take all free memory, in turn on each processor: each has lists of free pages that no other one takes from."""
     processors = os.sched_getaffinity(0)
     turns = itertools.cycle(sorted(processors))
-    taken: list[mmap.mmap] = []
+    taken = 0
     step = _MEMORY_STEP
-    try:
+    with ExitStack() as given_back:
+        given_back.callback(os.sched_setaffinity, 0, processors)
+        _fill_pipes(given_back, turns)
         for _ in range(_free_bytes() // _LAST_MEMORY_STEP):
             go_on()
             while step > _LAST_MEMORY_STEP and _free_bytes() < _LEFT_BYTES + step:
@@ -156,12 +160,24 @@ def _take_all(go_on: GoOn) -> int:
             if _free_bytes() < _LEFT_BYTES + step:
                 break
             os.sched_setaffinity(0, {next(turns)})
-            taken.append(mmap.mmap(-1, step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE))
-        return sum(map(len, taken))
-    finally:
-        for piece in taken:
-            piece.close()
-        os.sched_setaffinity(0, processors)
+            piece = mmap.mmap(-1, step, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _POPULATE)
+            given_back.callback(piece.close)
+            taken += step
+    return taken
+
+
+def _fill_pipes(given_back: ExitStack, turns: Iterator[int]) -> None:
+    """Take pages of the kind that the kernel keeps for its own buffers; a program is given those last, or never."""
+    for _ in range(_PIPES):
+        if _free_bytes() < _LEFT_BYTES + _PIPE_BYTES:
+            return
+        for fd in (pipe := os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)):
+            given_back.callback(os.close, fd)
+        fcntl.fcntl(pipe[1], _SET_PIPE_SIZE, _PIPE_BYTES)
+        with suppress(BlockingIOError):  # it is full
+            while True:
+                os.sched_setaffinity(0, {next(turns)})
+                os.write(pipe[1], bytes(_PIPE_STEP))
 
 
 def _free_bytes() -> int:

@@ -16,7 +16,7 @@ from . import netlink, process, sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 _RNDADDENTROPY = 0x40085203  # _IOW('R', 0x03, int [2])
@@ -127,6 +127,18 @@ class Kernel:
         output = process.Output()
         try:
             code = process.start(["systemctl", *words], stdout=output.fd, stderr=output.fd).wait()
+        finally:
+            said = output.tail()
+        return code, said
+
+    def stop(self, units: Sequence[str], find: Callable[[], Iterable[int]]) -> tuple[int, str]:
+        """Stop units as `systemctl` does; what the processes that `find` names leave in memory is overwritten (`wiping`)."""
+        from . import wiping
+
+        output = process.Output()
+        try:
+            argv = ["systemctl", "stop", *units]
+            code = wiping.run(lambda: process.start(argv, stdout=output.fd, stderr=output.fd), find)
         finally:
             said = output.tail()
         return code, said

@@ -1,6 +1,7 @@
 """Take secrets out of this guest before a capture, and put them back behind it; what is needed for that lies with the host.
 
-    scrub_stop      units stop; /run/liveclone/scrubbed.json says which, and which host keys there were
+    scrub_stop      units stop, their memory is overwritten as they end; /run/liveclone/scrubbed.json says which, and which
+                    host keys there were
     scrub_read      the secrets go to the host, which keeps them on its disk
     scrub_remove    each is overwritten in place with zeros, in its blocks and in the page cache, then unlinked
     renew           the agent becomes a new process: what it has read is no longer in its memory, but in free pages
@@ -27,6 +28,7 @@ from .checks import Guest
 from .checks.secret_files import FILES, has_mark
 from .errors import CallError
 from .kernel import Kernel
+from .programs import list_programs
 from .request import Request
 from .sha import sha256
 
@@ -75,7 +77,7 @@ class Scrub:
         units = [*state["units"], *(unit for unit in active if unit not in state["units"])]
         scrubbed.save(self._root, units, sorted({*state["keys"], *keys}))
         if active:
-            self._systemctl("stop", *active)
+            _check("stop", active, *self._kernel.stop(active, lambda: self._find_processes(active)))
         return {"units": units}
 
     def read(self, request: Request) -> dict[str, Any]:
@@ -133,7 +135,7 @@ class Scrub:
                 raise CallError("called-off", "nobody waits for the cleaning any more")
 
         if any(unit not in SSH_UNITS for unit in scrubbed.load(self._root)["units"]):
-            self._systemctl("daemon-reexec")
+            _check("daemon-reexec", [], *self._kernel.systemctl("daemon-reexec"))
         return self._kernel.clean(go_on)
 
     def restore(self, request: Request) -> dict[str, Any]:
@@ -158,13 +160,16 @@ class Scrub:
             unit for unit, word in zip(units, said.split()) if word in ("active", "activating", "reloading")
         ]
 
-    def _systemctl(self, *words: str) -> None:
-        code, said = self._kernel.systemctl(*words)
-        if code:
-            raise CallError("unit-failed", f"systemctl {' '.join(words)} ended with {code}: {said}")
+    def _find_processes(self, units: list[str]) -> list[int]:
+        return [program.pid for program in list_programs(self._root) if program.unit in units]
 
     def _full(self, path: str) -> str:
         return os.path.join(self._root, path.lstrip("/"))
+
+
+def _check(verb: str, units: list[str], code: int, said: str) -> None:
+    if code:
+        raise CallError("unit-failed", f"systemctl {' '.join([verb, *units])} ended with {code}: {said}")
 
 
 def _key_kinds(guest: Guest) -> list[str]:

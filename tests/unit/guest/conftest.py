@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,10 @@ class RecordingKernel(Kernel):
             return 0, "\n".join(self.units.get(unit, "inactive") for unit in units)
         self.units.update(dict.fromkeys(units, "active" if command == "start" else "inactive"))
         return 0, ""
+
+    def stop(self, units: Sequence[str], find: Callable[[], Iterable[int]]) -> tuple[int, str]:
+        find()
+        return self.systemctl("stop", *units)
 
     def clean(self, go_on: Callable[[], None]) -> dict[str, Any]:
         self.cleaning.set()

@@ -41,7 +41,7 @@ def guest_image() -> Any:
     from liveclone.images.spec import ImageSpec
 
     cache = Path(os.environ.get("LIVECLONE_DEV_CACHE") or ROOT / ".dev" / "cache")
-    return asyncio.run(build_image(ImageSpec(name="nova-test"), cache / "images"))
+    return asyncio.run(build_image(ImageSpec(name="nova-test"), cache / "images", replace=True))
 
 
 @pytest.fixture(scope="package")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,3 +193,11 @@ def test_nothing_stays_in_vector_registers() -> None:
     """They outlast a task among the kernel's own objects, where it cannot be seen from here."""
     with running(PLAIN) as started:
         subprocess.run([sys.executable, "-c", REGISTERS, str(started.pid)], check=True, timeout=60)
+
+
+def test_only_pages_that_nobody_else_has_are_overwritten() -> None:
+    present, of_file, alone = 1 << 63, 1 << 61, 1 << 56
+    own = present | alone
+    entries = array("Q", [0, own, own | 5, present, own | of_file, 1 << 62, own])
+    assert list(wiping._runs(memoryview(entries))) == [(1, 2), (6, 1)]
+    assert list(wiping._runs(memoryview(array("Q", [0, 1 << 55])))) == []

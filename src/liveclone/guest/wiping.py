@@ -44,8 +44,8 @@ _MOST_REGISTERS = 65536
 # Which set has the vector registers (NT_X86_XSTATE, NT_PRFPREG: linux/elf.h), and what of it says which of them are in use.
 _VECTORS = {"x86_64": (0x202, (slice(24, 32), slice(512, 576))), "aarch64": (2, ())}
 
-# Of an entry of pagemap: present, swapped, of a file.
-_KIND_SHIFT, _KIND_MASK, _PRESENT_AND_OWN = 61, 0b101, 0b100
+# Of an entry of pagemap. A page that others have too would be copied to be overwritten: the last of them has it alone.
+_PRESENT, _FILE, _ALONE = 1 << 63, 1 << 61, 1 << 56
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _RUN = 512  # pages that are looked at, and written, at once
 
@@ -173,11 +173,14 @@ class _Tracer:
 
     def _end(self, tid: int) -> None:
         pid = self._process_of.get(tid, tid)
-        self.clear_registers(tid)
         self._ending.add(tid)
         is_last = self._ending.issuperset(_threads(pid))
-        if is_last and pid not in self._lender_of and pid not in self._lender_of.values():
-            _overwrite(tid)
+        try:
+            self.clear_registers(tid)
+            if is_last and pid not in self._lender_of and pid not in self._lender_of.values():
+                _overwrite(tid)
+        except OSError as error:  # it was killed while it stood still; the others are followed all the same
+            log(f"what process {pid} leaves is not overwritten: {error}")
 
     def clear_registers(self, tid: int) -> None:
         """Clear the vector registers of a thread that stands still."""
@@ -236,12 +239,10 @@ def _private(maps: str) -> Iterator[tuple[int, int]]:
 
 
 def _runs(entries: memoryview) -> Iterator[tuple[int, int]]:
-    """Yield the first, and how many there are, of pages side by side that are present and no file's."""
-    if (
-        max(entries, default=0) < 1 << 63
-    ):  # none is present: quick, since a program may have reserved very much
+    """Yield the first, and how many there are, of pages side by side that are there, no file's, and nobody else's."""
+    if max(entries, default=0) < _PRESENT:  # quick, since a program may have reserved very much
         return
-    own = [entry >> _KIND_SHIFT & _KIND_MASK == _PRESENT_AND_OWN for entry in entries]
+    own = [entry & (_PRESENT | _FILE | _ALONE) == _PRESENT | _ALONE for entry in entries]
     at = 0
     for is_own, group in itertools.groupby(own):
         count = len(list(group))

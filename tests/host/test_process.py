@@ -248,25 +248,3 @@ def test_a_stopped_process_can_be_ended(tmp_path: Path) -> None:
     assert process.is_alive(ref)
     asyncio.run(process.end(ref))
     assert not process.is_alive(ref)
-
-
-def test_giving_way_counts_among_sessions_too(tmp_path: Path) -> None:
-    ref = start_python(
-        tmp_path,
-        f"""\
-        import sys, time
-        sys.path.insert(0, {str(SOURCE)!r})
-        from liveclone.host import process
-        process.give_way()
-        process.give_way()
-        print("ready")
-        time.sleep(600)
-        """,
-    )
-    try:
-        assert os.getpriority(os.PRIO_PROCESS, ref.pid) == 10
-        group = Path(f"/proc/{ref.pid}/autogroup")
-        if group.exists() and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
-            assert group.read_text().split()[1:] == ["nice", "10"]
-    finally:
-        asyncio.run(process.end(ref))

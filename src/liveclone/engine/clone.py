@@ -31,7 +31,20 @@ from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
-from . import capacity, death, disposal, identify, parts, pool, recheck, refill, remove, restore, wiring
+from . import (
+    capacity,
+    death,
+    disposal,
+    identify,
+    parts,
+    pool,
+    recheck,
+    refill,
+    remove,
+    restore,
+    siblings,
+    wiring,
+)
 from .clone_plan import Request, Result, choose_names, choose_parameters
 from .context import Context
 
@@ -73,13 +86,16 @@ async def start(ctx: Context, request: Request) -> list[Result]:
                     result.error = error
             result.ready_s = time.monotonic() - began
             done += 1
+            if result.machine is not None:
+                ready.leave(result.machine)
             ctx.progress(f"{result.name} {'failed' if result.error else 'is ready'}", done / request.count)
 
         results = [Result(name, given) for name, given in zip(names, parameters, strict=True)]
         try:
-            async with asyncio.TaskGroup() as group:
-                for place, result in enumerate(results):
-                    group.create_task(one(place, result))
+            with siblings.coming_up(request.count) as ready:
+                async with asyncio.TaskGroup() as group:
+                    for place, result in enumerate(results):
+                        group.create_task(one(place, result))
         except asyncio.CancelledError:
             # Those that are ready are undone too: nobody is told of them.
             for result in results:

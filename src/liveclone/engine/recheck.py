@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import LivecloneError
-from ..host import files, locks, process
+from ..host import files, locks, priority, process
 from ..model.snapshot import Snapshot
 from . import disposal, parts
 from .context import Context, open_context
@@ -65,7 +65,7 @@ def check(ctx: Context, snapshot_id: str) -> bool:
 def main(arguments: list[str]) -> int:
     """Check, as a process of its own."""
     home, hot, snapshot_id = arguments
-    process.give_way()
+    priority.give_way()
     try:
         ctx = open_context(replace(read_settings(), home=Path(home), hot=Path(hot)))
         try:

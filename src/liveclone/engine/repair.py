@@ -7,7 +7,7 @@ import contextlib
 from ..errors import GuestError, LivecloneError, NotFound, Unsupported
 from ..host import locks, process
 from ..model.machine import Machine
-from . import disposal, pool, scrub
+from . import disposal, pool, scrub, siblings
 from .context import Context
 from .holding import hold_machine
 
@@ -52,6 +52,7 @@ async def settle_all(ctx: Context) -> list[str]:
             continue
         settled.append(machine.name)
     await pool.settle(ctx)
+    siblings.put_back_all(ctx)
     disposal.sweep(ctx)
     for name in {ctx.driver.name, *(machine.driver for machine in machines)}:
         with contextlib.suppress(Unsupported):  # its library is not here: nobody can have left anything

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import trace
 from ..errors import Conflict, LivecloneError, StoreError
-from ..host import files, locks, process
+from ..host import files, locks, priority, process
 from ..model.machine import ProcessRef
 from ..model.snapshot import Part, Snapshot, SnapshotState
 from ..store.layout import MANIFEST
@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> int:
     """Seal, as a process of its own."""
     home, hot, snapshot_id = arguments
     settings = replace(read_settings(), home=Path(home), hot=Path(hot))
-    process.give_way()  # clones that start meanwhile come first
+    priority.give_way()  # clones that start meanwhile come first
     try:
         ctx = open_context(settings)
         try:

@@ -23,8 +23,6 @@ from ..model.machine import ProcessRef
 # Field 3 (state), 20 (num_threads) and 22 (starttime) of /proc/PID/stat, counted behind the command name: proc(5).
 _STATE, _THREADS, _START = 0, 17, 19
 
-_NICE = 10
-
 
 @functools.cache
 def boot_id() -> str:
@@ -114,17 +112,6 @@ def start(
     # The Popen object would complain when it is collected while the process runs; who waits is is_alive().
     child.returncode = 0
     return process
-
-
-def give_way() -> None:
-    """Let this process, the leader of its session, have a tenth of what others have where there is too little for all.
-
-    Where the kernel shares between sessions (autogroup, sched(7)) a nice value counts only within one, and the
-    session has one of its own.
-    """
-    os.nice(_NICE - os.nice(0))
-    with contextlib.suppress(OSError):  # a kernel without
-        Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
 async def wait(process: ProcessRef, deadline_s: float) -> bool:

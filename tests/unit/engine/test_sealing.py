@@ -11,7 +11,7 @@ import pytest
 from liveclone.engine import parts, recheck, remove, repair, seal
 from liveclone.engine.context import Context
 from liveclone.errors import NotFound, StoreError
-from liveclone.host import locks, process
+from liveclone.host import locks, priority, process
 from liveclone.model.machine import ProcessRef
 from liveclone.model.snapshot import Snapshot, SnapshotState
 
@@ -96,7 +96,7 @@ async def test_who_seals_a_snapshot_that_is_removed_keeps_his_lock(
 
     monkeypatch.setattr(parts, "check", removed_meanwhile)
     monkeypatch.setattr(seal, "open_context", lambda settings: world.ctx)
-    monkeypatch.setattr(process, "give_way", lambda: None)
+    monkeypatch.setattr(priority, "give_way", lambda: None)
     assert seal.main([str(world.home), str(world.hot), taken.id]) == 1
     assert world.ctx.snapshots.list() == []
     assert not lock.exists()

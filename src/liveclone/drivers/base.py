@@ -177,8 +177,12 @@ class Handle(Protocol):
     async def state(self) -> MachineState:
         """Return what the machine is doing now."""
 
-    async def busy_with(self) -> str:
-        """Return what somebody has the hypervisor do with the machine that a capture cannot run beside ("a migration")."""
+    async def check_free(self, tried: str, next_step: str) -> None:
+        """Fail if somebody has the hypervisor do with the machine what a capture cannot run beside (a migration).
+
+        Raises:
+            Conflict: says what (code "other-job"). The machine was not touched.
+        """
 
     async def pause(self) -> None:
         """Stop the processors; a machine that stands still stays so."""
@@ -338,8 +342,8 @@ class FixedPorts:
 
     name: str
 
-    async def busy_with(self) -> str:
-        return ""
+    async def check_free(self, tried: str, next_step: str) -> None:
+        pass
 
     async def ports(self) -> tuple[GuestPort, ...]:
         return tuple(GuestPort(name=name, live=True, persistent=True) for name in AGENT_PORTS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..drivers.base import DiskCapture, Handle
-from ..errors import Conflict, Refused
+from ..errors import Refused
 from ..host import files
 from ..identity import policy as policies
 from ..ids import check_name, new_id
@@ -216,16 +216,7 @@ async def check_state(handle: Handle, machine: Machine) -> None:
             source_state="running, without a network",
             next_step=f"liveclone remove --force {machine.name}",
         )
-    if job := await handle.busy_with():
-        raise Conflict(
-            f"{machine.name} cannot be captured: {job} of it is under way",
-            code="other-job",
-            tried="a live snapshot",
-            on=machine.name,
-            seen=job,
-            source_state="running, not touched",
-            next_step=f"when that has ended (virsh domjobinfo {machine.name}): liveclone snapshot {machine.name}",
-        )
+    await handle.check_free("a live snapshot", f"liveclone snapshot {machine.name}")
 
 
 def _free_name(ctx: Context, machine: Machine) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import HypervisorError, Interrupted, LivecloneError, NotFound, Unsupported
+from ...errors import Conflict, HypervisorError, Interrupted, LivecloneError, NotFound, Unsupported
 from ...formats import domain_xml
 from ...host import process
 from ...model.agent import GuestPort
@@ -80,10 +80,26 @@ class Connection(ABC):
         return registry.STATES.get(state, MachineState.CRASHED)
 
     async def busy_with(self) -> str:
+        """Return what libvirt does with the domain ("a migration"); empty when nothing."""
         stats = await self.call("asking for its job", self.domain.jobStats)
         if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) not in _UNDER_WAY:
             return ""
         return _JOBS.get(stats.get(libvirt.VIR_DOMAIN_JOB_OPERATION), "another job")
+
+    async def check_free(self, tried: str, next_step: str, but: str = "") -> None:
+        """As the protocol has it; a job `but` is one of our own."""
+        job = await self.busy_with()
+        if job in ("", but):
+            return
+        raise Conflict(
+            f"{self.name} is not free for {tried}: {job} of it is under way",
+            code="other-job",
+            tried=tried,
+            on=self.name,
+            seen=job,
+            source_state="running, not touched",
+            next_step=f"when that has ended (virsh domjobinfo {self.name}): {next_step}",
+        )
 
     async def pause(self) -> None:
         if await self.state() is not MachineState.PAUSED:

@@ -15,7 +15,7 @@ from typing import Any
 
 import libvirt
 
-from ...errors import Conflict, HypervisorError, Interrupted, LivecloneError, TimedOut
+from ...errors import HypervisorError, Interrupted, LivecloneError, TimedOut
 from ...model.machine import Machine, Memory, MemorySource
 from ..base import Recovered
 from . import disk
@@ -28,17 +28,9 @@ _TRIES = 4  # libvirt gives each 30 s to get hold of the domain
 
 async def recover(connection: Connection, machine: Machine, facts: dict[str, Any]) -> Recovered:
     """Leave the domain running, and on the disk that it had if that can be; see the module."""
-    job = await connection.busy_with()
-    if job not in ("", SNAPSHOT):
-        raise Conflict(
-            f"{connection.name} cannot be settled: {job} of it is under way",
-            code="other-job",
-            tried="settling an interrupted capture",
-            on=connection.name,
-            seen=job,
-            source_state="not touched",
-            next_step=f"when that has ended (virsh domjobinfo {connection.name}): liveclone repair {connection.name}",
-        )
+    await connection.check_free(
+        "settling an interrupted capture", f"liveclone repair {connection.name}", but=SNAPSHOT
+    )
     with contextlib.suppress(libvirt.libvirtError):
         await asyncio.to_thread(connection.domain.abortJob)
     await _let_run(connection)

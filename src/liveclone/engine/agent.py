@@ -33,6 +33,7 @@ class Agent:
 
     def __init__(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.name = name
+        self.heard = False  # it has answered on this connection: from then on no reply is lost
         self._reader = reader
         self._writer = writer
 
@@ -117,6 +118,7 @@ class Agent:
                 raise self._gone(name, str(error)) from error
             if not line:
                 raise self._gone(name, "the connection ended")
+            self.heard = True
             reply = agent_frames.parse_reply(line, request_id)
             # "busy" is the answer to a repetition while the first one is still being carried out: that one counts.
             if reply is not None and not (repeat and reply.error and reply.error.code == "busy"):

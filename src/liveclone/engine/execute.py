@@ -218,7 +218,7 @@ class _Run:
             "cols": command.cols,
             "stdin": self.streams.read is not None,
         }
-        await agent.call("exec_start", args, deadline_s=START_DEADLINE_S)
+        await agent.call("exec_start", args, deadline_s=START_DEADLINE_S, repeat=True)
         self.started = True
 
     async def _exchange(self, agent: Agent) -> None:
@@ -230,7 +230,10 @@ class _Run:
             args["stdin"] = {"offset": self.in_at, "data": base64.b64encode(data).decode("ascii")}
             args["eof"] = ends
         args["wait_s"] = WAIT_S
-        asking = asyncio.ensure_future(agent.call("exec_io", args, deadline_s=ANSWER_DEADLINE_S))
+        first = not agent.heard  # our turn has just come: the answer may be lost
+        asking = asyncio.ensure_future(
+            agent.call("exec_io", args, deadline_s=ANSWER_DEADLINE_S, repeat=first)
+        )
         news = asyncio.ensure_future(self.streams.news.wait())
         try:
             await asyncio.wait({asking, news}, return_when=asyncio.FIRST_COMPLETED)

@@ -145,7 +145,11 @@ def _least_kept() -> dict[str, int | str]:
 
 
 def _take_all(go_on: GoOn) -> int:
-    """Take all free memory, in turn on each processor: each has lists of free pages that no other one takes from."""
+    """Take all free memory, in turn on each processor: each has lists of free pages that no other one takes from.
+
+    Not more than there was: what the kernel frees meanwhile it takes from programs, which would want it back at once, and
+    again and again (seen: minutes).
+    """
     processors = os.sched_getaffinity(0)
     turns = itertools.cycle(sorted(processors))
     taken = 0
@@ -153,7 +157,8 @@ def _take_all(go_on: GoOn) -> int:
     with ExitStack() as given_back:
         given_back.callback(os.sched_setaffinity, 0, processors)
         _fill_pipes(given_back, turns)
-        for _ in range(_free_bytes() // _LAST_MEMORY_STEP):
+        most = _free_bytes() - _LEFT_BYTES
+        while taken < most:
             go_on()
             while step > _LAST_MEMORY_STEP and _free_bytes() < _LEFT_BYTES + step:
                 step //= 2

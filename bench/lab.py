@@ -60,7 +60,7 @@ class Lab:
 @contextlib.asynccontextmanager
 async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIterator[Lab]:
     """Make a home for the measurements, and remove it with all that is in it, however this ends."""
-    home = _temporary_folder()
+    home = temporary_folder()
     base = settings.read()
     chosen = replace(base, home=home, hot=base.hot.with_name(home.name))
     try:
@@ -149,8 +149,8 @@ def skips(lab: Lab, what: str) -> Iterator[None]:
         lab.say(f"  [yellow]left out: {what}: {error.message} ({error.seen})[/]")
 
 
-def _temporary_folder() -> Path:
-    # /tmp is memory on Debian 13; overlays and sealed images belong on a disk.
+def temporary_folder() -> Path:
+    """Make a folder of ours on a disk: /tmp is memory on Debian 13; overlays and sealed images are too large for it."""
     large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
 

@@ -51,9 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", choices=MODULES, action="append", help="measure only this; may be given again"
     )
     parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
-    parser.add_argument(
-        "--repeats", type=_positive, help="this many boots, snapshots, clones and rounds each"
-    )
+    parser.add_argument("--repeats", type=positive, help="this many boots, snapshots, clones and rounds each")
+
+
+def render(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments that ask for the same plan."""
+    words = [f"--{name}" for name in ("quick", "full") if getattr(arguments, name)]
+    words += [word for name in arguments.only or () for word in ("--only", name)]
+    if arguments.sizes:
+        words += ["--sizes", ",".join(str(size) for size in arguments.sizes)]
+    if arguments.repeats:
+        words += ["--repeats", str(arguments.repeats)]
+    return words
 
 
 def choose(arguments: argparse.Namespace) -> Plan:
@@ -76,7 +85,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("give 1 or more")

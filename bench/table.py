@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,11 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .series import Entry
+from .series import Entry, Scalar
 from .targets import TARGETS, Target
 
 # Dimensions that differ between entries and have no column of their own.
-DETAILS = ("method", "process", "items", "item", "stream", "save", "way")
+DETAILS = ("method", "process", "items", "item", "stream", "save", "way", "load")
+PICTURE = "second"  # entries that have it are for a picture alone
 # Eighty columns are enough.
 PLAIN: dict[str, Any] = {
     "title_justify": "left",
@@ -38,13 +39,13 @@ def _series(entries: Sequence[Entry]) -> Table:
             column, justify="left" if column in ("series", "unit", "") else "right", no_wrap=True
         )
     before = ""
-    for entry in order(entries):
+    for entry in order([entry for entry in entries if PICTURE not in entry.dimensions]):
         if before and entry.series != before:
             table.add_section()
         table.add_row(
             entry.series if entry.series != before else "",
             entry.unit,
-            details(entry),
+            details(entry.dimensions),
             *(str(entry.dimensions.get(name, "")) for name in ("ram_mib", "touched_mib", "clones")),
             str(len(entry.values)),
             *(number(value) for value in (entry.p50, entry.p95, min(entry.values), max(entry.values))),
@@ -59,14 +60,14 @@ def order(entries: Sequence[Entry]) -> list[Entry]:
 
     def key(entry: Entry) -> tuple[int, str, float, float]:
         ram_mib, clones = (float(entry.dimensions.get(name, 0)) for name in ("ram_mib", "clones"))
-        return names.index(entry.series), details(entry), ram_mib, clones
+        return names.index(entry.series), details(entry.dimensions), ram_mib, clones
 
     return sorted(entries, key=key)
 
 
-def details(entry: Entry) -> str:
+def details(dimensions: Mapping[str, Scalar]) -> str:
     """Return the dimensions that have no column of their own."""
-    return " ".join(str(entry.dimensions[name]) for name in DETAILS if name in entry.dimensions)
+    return " ".join(str(dimensions[name]) for name in DETAILS if name in dimensions)
 
 
 def _targets(entries: Sequence[Entry]) -> Table:

@@ -13,6 +13,9 @@
     crowd      clones_per_second private_memory
     libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
                                             save_image for `virsh restore`
+    after      after_*                      watching   a load, from outside; qemu_work: what the host did
+                                            seconds    second by second; picture_after: the same as SVG
+    instructions  start_ and clone_instructions, counted by callgrind; only when asked for
     turns      two revisions by turns       comparison what differs; significance: or is it chance
 
 A benchmark asserts nothing: it measures, and says beside each target whether it was met on this host.

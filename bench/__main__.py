@@ -16,12 +16,14 @@ from liveclone.errors import LivecloneError
 from liveclone.units import render_duration
 
 from . import (
+    after,
     circumstances,
     clones,
     comparison,
     crowd,
     formats,
     identity,
+    instructions,
     lab,
     libvirt,
     pauses,
@@ -44,6 +46,8 @@ MEASURE = {
     "crowd": crowd.measure,
     "formats": formats.measure,
     "libvirt": libvirt.measure,
+    "after": after.measure,
+    "instructions": instructions.measure,
 }
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
@@ -66,8 +70,8 @@ def show(entries: Sequence[Entry], drawn: Path | None, screen: Console) -> None:
     if drawn is None:
         return
     try:
-        picture.draw(entries, drawn)
-        screen.print(f"picture: {drawn}", highlight=False)
+        for path in picture.draw(entries, drawn):
+            screen.print(f"picture: {path}", highlight=False)
     except picture.Missing as error:
         screen.print(f"[yellow]{error}[/]", highlight=False)
 

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MODULES = ("pauses", "clones", "pool", "identity", "crowd", "formats", "libvirt")
+MODULES = ("pauses", "clones", "pool", "identity", "crowd", "formats", "libvirt", "after")
+EXTRA = ("instructions",)  # only when asked for: needs a package of its own
 SIZES_MIB = (512, 1024, 2048, 4096)
 
 
@@ -27,17 +28,19 @@ class Plan:
     crowds: tuple[int, ...]  # clones at once
     rounds: int  # of each crowd
     restores: int  # of a libvirt domain, by each way and at each size; and its snapshots
+    dips_mib: tuple[int, ...]
+    dips: int  # boots of each of these sizes with each load, and on each a snapshot by each method
     modules: tuple[str, ...] = MODULES
 
     @property
     def needs_guest(self) -> bool:
         """Whether a guest boots, so that its image has to be there."""
-        return self.modules != ("formats",)
+        return not {"formats", "instructions"}.issuperset(self.modules)
 
 
-QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2)
-DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2, 5)
-FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10)
+QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2, (512,), 1)
+DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2, 5, (512,), 3)
+FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10, (512,), 5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="ten boots of each size and more; close to an hour"
     )
     parser.add_argument(
-        "--only", choices=MODULES, action="append", help="measure only this; may be given again"
+        "--only", choices=MODULES + EXTRA, action="append", help="measure only this; may be given again"
     )
     parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
     parser.add_argument("--repeats", type=positive, help="this many boots, snapshots, clones and rounds each")
@@ -69,12 +72,14 @@ def choose(arguments: argparse.Namespace) -> Plan:
     """Return the plan that the arguments ask for."""
     plan = QUICK if arguments.quick else FULL if arguments.full else DEFAULT
     if arguments.only:
-        plan = replace(plan, modules=tuple(name for name in MODULES if name in arguments.only))
+        plan = replace(plan, modules=tuple(name for name in MODULES + EXTRA if name in arguments.only))
     if arguments.sizes:
-        plan = replace(plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0])
+        plan = replace(
+            plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0], dips_mib=arguments.sizes
+        )
     if arguments.repeats:
         n = arguments.repeats
-        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n, restores=n)
+        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n, restores=n, dips=n)
     return plan
 
 

@@ -133,7 +133,7 @@ def render(compared: Comparison) -> Group:
         table.add_row(
             change.series,
             change.unit,
-            details(change.dimensions),
+            " ".join(filter(None, (details(change.dimensions), str(change.dimensions.get("load", ""))))),
             *(str(change.dimensions.get(name, "")) for name in ("ram_mib", "clones")),
             *(number(statistics.median(values)) for values in (change.before, change.after)),
             "" if change.ratio is None else f"{change.ratio:.2f}",

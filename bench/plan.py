@@ -46,9 +46,9 @@ FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what chooses a plan."""
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quick", action="store_true", help="little of everything, a few minutes")
+    amount.add_argument("--quick", action="store_true", help="little of everything, some eight minutes")
     amount.add_argument(
-        "--full", action="store_true", help="ten boots of each size and more; close to an hour"
+        "--full", action="store_true", help="ten boots of each size and more; an hour and a half"
     )
     parser.add_argument(
         "--only", choices=MODULES + EXTRA, action="append", help="measure only this; may be given again"

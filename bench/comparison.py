@@ -35,20 +35,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     after: list[float]
     ratio: float | None  # of the medians, after : before; None: the one before is 0
     p: float
+    verdict: str
 
     @property
     def is_certain(self) -> bool:
         """Whether chance alone seldom does this."""
         return self.p <= CHANCE
-
-    @property
-    def verdict(self) -> str:
-        """Say what to make of it."""
-        if self.is_certain:
-            return "more" if statistics.median(self.after) > statistics.median(self.before) else "less"
-        if significance.least(len(self.before), len(self.after)) > CHANCE:
-            return "too few runs"
-        return "no change seen"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,15 +95,23 @@ def _names(one: _Medians, other: _Medians) -> list[str]:
 
 
 def _change(entry: Entry, before: list[float], after: list[float]) -> Change:
-    base = statistics.median(before)
+    base, now = statistics.median(before), statistics.median(after)
+    p = significance.rank_sum(before, after)
+    if p <= CHANCE:
+        verdict = "more" if now > base else "less"
+    elif significance.least(len(before), len(after)) > CHANCE:
+        verdict = "too few runs"
+    else:
+        verdict = "no change seen"
     return Change(
         series=entry.series,
         dimensions={name: value for name, value in entry.dimensions.items() if name not in _OUR_OWN},
         unit=entry.unit,
         before=before,
         after=after,
-        ratio=statistics.median(after) / base if base else None,
-        p=significance.rank_sum(before, after),
+        ratio=now / base if base else None,
+        p=p,
+        verdict=verdict,
     )
 
 

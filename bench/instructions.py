@@ -6,7 +6,7 @@
 Counted by callgrind (valgrind), which runs our process instruction by instruction on a processor that it makes up, some
 fifty times slower; what others do on the host is not in it. Processes that we start run as ever and are not counted. Of a
 clone it is the difference between some clones and one, so neither the start of Python nor the first time of anything
-is in it. What still differs from run to run is how often the event loop wakes, a hundredth or so.
+is in it. A start's count is the same each time; a clone's differs by up to a tenth, by how often the event loop wakes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SNAPSHOT = "warm"
 
 
 async def measure(lab: Lab) -> None:
-    """Count, as often as clones are measured, but no more than three times: the counts hardly differ."""
+    """Count, as often as clones are measured, but no more than three times: that takes minutes."""
     if shutil.which("valgrind") is None:
         raise Unsupported(
             "valgrind is not there",

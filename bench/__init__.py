@@ -2,6 +2,7 @@
 
     ./dev bench [--quick | --full] [--json FILE]     measure: table on stdout, series in FILE, picture beside it
     ./dev bench --from FILE                          table and picture of what was measured before
+    ./dev bench --compare REVISION                   this checkout and another revision, by turns: what differs
 
     __main__   the command                  lab        temporary home, image, sources; the clean-up
     plan       how much is measured         recording  values while they come in
@@ -12,6 +13,10 @@
     crowd      clones_per_second private_memory
     libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
                                             save_image for `virsh restore`
+    after      after_*                      watching   a load, from outside; qemu_work: what the host did
+                                            seconds    second by second; picture_after: the same as SVG
+    instructions  start_ and clone_instructions, counted by callgrind; only when asked for
+    turns      two revisions by turns       comparison what differs; significance: or is it chance
 
 A benchmark asserts nothing: it measures, and says beside each target whether it was met on this host.
 """

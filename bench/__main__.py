@@ -16,11 +16,14 @@ from liveclone.errors import LivecloneError
 from liveclone.units import render_duration
 
 from . import (
+    after,
     circumstances,
     clones,
+    comparison,
     crowd,
     formats,
     identity,
+    instructions,
     lab,
     libvirt,
     pauses,
@@ -29,6 +32,7 @@ from . import (
     pool,
     series,
     table,
+    turns,
 )
 from .plan import Plan
 from .recording import Recorder
@@ -42,6 +46,8 @@ MEASURE = {
     "crowd": crowd.measure,
     "formats": formats.measure,
     "libvirt": libvirt.measure,
+    "after": after.measure,
+    "instructions": instructions.measure,
 }
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
@@ -64,8 +70,8 @@ def show(entries: Sequence[Entry], drawn: Path | None, screen: Console) -> None:
     if drawn is None:
         return
     try:
-        picture.draw(entries, drawn)
-        screen.print(f"picture: {drawn}", highlight=False)
+        for path in picture.draw(entries, drawn):
+            screen.print(f"picture: {path}", highlight=False)
     except picture.Missing as error:
         screen.print(f"[yellow]{error}[/]", highlight=False)
 
@@ -87,16 +93,43 @@ def run(arguments: argparse.Namespace, screen: Console) -> int:
         screen.print("[yellow]interrupted[/]")
         status = INTERRUPTED
     except LivecloneError as error:
-        for name, value in error.fields().items():
-            screen.print(f"[red]{name}: {value}[/]", highlight=False)
-        status = 1
+        status = explain(error, screen)
     entries = recorder.entries()
     if arguments.json and entries:
         series.save(entries, arguments.json)
-        screen.print(f"series: {arguments.json}", highlight=False)
-    show(entries, place_picture(arguments), screen)
+        if not arguments.quiet:
+            screen.print(f"series: {arguments.json}", highlight=False)
+    if not arguments.quiet:
+        show(entries, place_picture(arguments), screen)
     screen.print(f"measured for {render_duration(time.monotonic() - began)}", highlight=False)
     return status
+
+
+def run_by_turns(arguments: argparse.Namespace, screen: Console) -> int:
+    """Measure this checkout and another revision by turns, and show what differs."""
+    words = plan.render(arguments)
+    try:
+        compared, interrupted = turns.measure(arguments.compare, arguments.pairs, words, screen)
+    except KeyboardInterrupt:
+        screen.print("[yellow]interrupted[/]")
+        return INTERRUPTED
+    except LivecloneError as error:
+        return explain(error, screen)
+    if interrupted:
+        screen.print(f"[yellow]interrupted after {compared.pairs} of {arguments.pairs} pairs[/]")
+    if compared.pairs:
+        Console().print(comparison.render(compared))
+        if arguments.json:
+            series.write(compared, arguments.json)
+            screen.print(f"comparison: {arguments.json}", highlight=False)
+    return INTERRUPTED if interrupted else 0
+
+
+def explain(error: LivecloneError, screen: Console) -> int:
+    """Print what failed, and return the exit status for it."""
+    for name, value in error.fields().items():
+        screen.print(f"[red]{name}: {value}[/]", highlight=False)
+    return 1
 
 
 def main() -> int:
@@ -110,9 +143,22 @@ def main() -> int:
         "--from", dest="source", type=Path, metavar="FILE", help="show these series; measure nothing"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it there, as SVG")
+    parser.add_argument("--quiet", action="store_true", help="neither tables nor picture")
+    parser.add_argument(
+        "--compare",
+        metavar="REVISION",
+        help="measure that revision and this checkout by turns, and say what differs",
+    )
+    parser.add_argument(
+        "--pairs", type=plan.positive, default=5, help="runs of each, for --compare (default: %(default)s)"
+    )
     plan.add_arguments(parser)
     arguments = parser.parse_args()
     screen = Console(stderr=True)
+    if arguments.compare is not None:
+        if arguments.source or arguments.picture or arguments.quiet:
+            parser.error("--compare goes with neither --from, --picture nor --quiet")
+        return run_by_turns(arguments, screen)
     if arguments.source is None:
         return run(arguments, screen)
     try:

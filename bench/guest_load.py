@@ -1,14 +1,18 @@
-"""Runs in the guest: fills its memory, or ticks. Standard library alone; given to the guest's python3 as text.
+"""Runs in the guest: fills its memory, ticks, or works. Standard library alone; given to the guest's python3 as text.
 
-    fill   write to nearly all memory and keep it; says how much, in MiB, when it is written and the guest is idle again
-    tick   a byte on the serial console every millisecond
+    fill     write to nearly all memory and keep it; says how much, in MiB, when it is written and the guest is idle again
+    tick     a byte on the serial console every millisecond
+    http     fill, then answer HTTP requests on `HTTP_PORT`, each with another piece of that memory
+    memory   fill, then write a word to each of its pages, round after round; a byte on the console for each `ROW` of them
 
-Both go on in a process of their own, so the command ends and its process stays.
+All go on in a process of their own, so the command ends and its process stays.
 """
 
 import mmap
 import os
+import socket
 import sys
+import threading
 import time
 
 MIB = 1 << 20
@@ -18,6 +22,13 @@ PACE_S = 0.002
 # What is left for the system: its own working set is page cache too, and a guest that must read its programs from disk
 # again would measure the disk.
 LEFT_MIB = 128
+
+PAGE = 4096
+ROW = 4096  # pages
+
+HTTP_PORT = 8080
+REQUEST = b"GET / HTTP/1.1\r\nHost: guest\r\n\r\n"
+BODY = 8192
 
 IDLE = 0.9
 WINDOW_S = 0.5
@@ -69,6 +80,40 @@ def tick() -> None:
         sleep(PACE_S)
 
 
+def serve(listener: socket.socket, memory: mmap.mmap) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=answer, args=(connection, memory), daemon=True).start()
+
+
+def answer(connection: socket.socket, memory: mmap.mmap) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % BODY
+    place, asked = 0, b""
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            data = connection.recv(4096)
+            if not data:
+                return
+            asked += data
+            while b"\r\n\r\n" in asked:
+                asked = asked.partition(b"\r\n\r\n")[2]
+                connection.sendall(head + memory[place : place + BODY])
+                place = (place + BODY) % (len(memory) - BODY)
+
+
+def write(memory: mmap.mmap) -> None:
+    console = os.open("/dev/ttyS0", os.O_WRONLY | os.O_NOCTTY)
+    stop = len(memory) - len(memory) % (ROW * PAGE)
+    number = 0
+    while True:
+        number += 1
+        words = bytes([number % 255 + 1]) * ROW
+        for start in range(0, stop, ROW * PAGE):
+            memory[start : start + ROW * PAGE : PAGE] = words
+            os.write(console, TICK)
+
+
 def main(what: str) -> None:
     ready, tell = os.pipe()
     if os.fork():
@@ -83,13 +128,18 @@ def main(what: str) -> None:
         os.dup2(nothing, stream)
     size = 0
     memory: mmap.mmap | None = None
-    if what == "fill":
+    if what != "tick":
         size, memory = fill()
         wait_idle()
+    listener = socket.create_server(("", HTTP_PORT)) if what == "http" else None
     os.write(tell, str(size).encode())
     os.close(tell)
     if what == "tick":
         tick()
+    if listener is not None and memory is not None:
+        serve(listener, memory)
+    if what == "memory" and memory is not None:
+        write(memory)
     while memory is not None:
         time.sleep(3600)
 

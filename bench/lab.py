@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from liveclone.images.build import build_image
 from liveclone.images.library import ImageLibrary
 from liveclone.images.spec import ImageSpec
 from liveclone.model.machine import Machine
+from liveclone.model.network import Port
 from liveclone.model.snapshot import Snapshot
 from liveclone.units import MIB
 
@@ -60,7 +61,7 @@ class Lab:
 @contextlib.asynccontextmanager
 async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIterator[Lab]:
     """Make a home for the measurements, and remove it with all that is in it, however this ends."""
-    home = _temporary_folder()
+    home = temporary_folder()
     base = settings.read()
     chosen = replace(base, home=home, hot=base.hot.with_name(home.name))
     try:
@@ -78,22 +79,27 @@ async def open_lab(plan: Plan, recorder: Recorder, screen: Console) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def open_source(lab: Lab, ram_mib: int, image: str = IMAGE) -> AsyncIterator[Machine]:
+async def open_source(
+    lab: Lab, ram_mib: int, image: str = IMAGE, what: str = "fill", ports: Sequence[Port] = ()
+) -> AsyncIterator[Machine]:
     """Boot a machine, note how long that took, let it fill its memory; remove it and its snapshots at the end.
+
+    Args:
+        what: it does with that memory (guest_load.py).
 
     Raises:
         Refused: this host has not memory enough (see `skips`).
     """
     ctx = lab.ctx
     began = time.monotonic()
-    source = await run.run(ctx, run.Request(image=image, name="source", ram_bytes=ram_mib * MIB))
+    source = await run.run(ctx, run.Request(image=image, name="source", ram_bytes=ram_mib * MIB, ports=ports))
     try:
         ready_s = time.monotonic() - began
         at_ready = touched_mib(source)
         lab.recorder.add(
             "cold_boot_ready", "s", ready_s, ram_mib=ram_mib, touched_mib=at_ready, clones=0, **about(source)
         )
-        filled = await load(lab, source, "fill")
+        filled = await load(lab, source, what)
         lab.say(
             f"  {ram_mib} MiB: booted in {ready_s:.1f} s, {filled} MiB filled, {touched_mib(source):.0f} touched"
         )
@@ -149,8 +155,8 @@ def skips(lab: Lab, what: str) -> Iterator[None]:
         lab.say(f"  [yellow]left out: {what}: {error.message} ({error.seen})[/]")
 
 
-def _temporary_folder() -> Path:
-    # /tmp is memory on Debian 13; overlays and sealed images belong on a disk.
+def temporary_folder() -> Path:
+    """Make a folder of ours on a disk: /tmp is memory on Debian 13; overlays and sealed images are too large for it."""
     large = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=large))
 

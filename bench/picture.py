@@ -3,7 +3,8 @@
     pause and gap by RAM     │ time to ready by RAM: cold boot and clone
     clones a second by count │ private memory of an idle clone by count
 
-Points are the single values, lines join their p50. It needs matplotlib, imported here alone and as late as possible.
+Points are the single values, lines join their p50. It needs matplotlib, imported here alone and as late as possible. What
+was measured second by second has a picture of its own beside this one (picture_after.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import picture_after
 from .series import Entry, Scalar, select
 
 WIDTH, HEIGHT = 11, 8  # inches
@@ -32,8 +34,8 @@ class Missing(Exception):
     """There is no matplotlib."""
 
 
-def draw(entries: Sequence[Entry], path: Path) -> None:
-    """Write the picture.
+def draw(entries: Sequence[Entry], path: Path) -> list[Path]:
+    """Write the pictures there is something for, and return where: `path`, and with `-after` behind its name.
 
     Raises:
         Missing: matplotlib is not installed; nothing was written.
@@ -44,16 +46,31 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
         raise Missing("no picture: matplotlib is not installed (pip install matplotlib)") from error
+    drawn = []
     with matplotlib.rc_context(STYLE):
-        figure, ((pause, ready), (rate, weight)) = pyplot.subplots(2, 2, figsize=(WIDTH, HEIGHT))
-        _draw_pause(pause, entries)
-        _draw_ready(ready, entries)
-        _draw_rate(rate, entries)
-        _draw_weight(weight, entries)
-        figure.suptitle(_caption(entries), fontsize=9)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+        if not all(entry.series.startswith(("after_", "cold_boot_")) for entry in entries):
+            drawn.append(_save(pyplot, _draw_four(pyplot, entries), entries, path))
+        if picture_after.has(entries):
+            beside = path.with_stem(f"{path.stem}-after")
+            drawn.append(_save(pyplot, picture_after.draw(pyplot, entries), entries, beside))
+    return drawn
+
+
+def _save(pyplot: Any, figure: Any, entries: Sequence[Entry], path: Path) -> Path:
+    figure.suptitle(_caption(entries), fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    return path
+
+
+def _draw_four(pyplot: Any, entries: Sequence[Entry]) -> Any:
+    figure, ((pause, ready), (rate, weight)) = pyplot.subplots(2, 2, figsize=(WIDTH, HEIGHT))
+    _draw_pause(pause, entries)
+    _draw_ready(ready, entries)
+    _draw_rate(rate, entries)
+    _draw_weight(weight, entries)
+    return figure
 
 
 def _draw_pause(axes: Any, entries: Sequence[Entry]) -> None:

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-MODULES = ("pauses", "clones", "pool", "identity", "crowd", "formats", "libvirt")
+MODULES = ("pauses", "clones", "pool", "identity", "crowd", "formats", "libvirt", "after")
+EXTRA = ("instructions",)  # only when asked for: needs a package of its own
 SIZES_MIB = (512, 1024, 2048, 4096)
 
 
@@ -27,45 +28,58 @@ class Plan:
     crowds: tuple[int, ...]  # clones at once
     rounds: int  # of each crowd
     restores: int  # of a libvirt domain, by each way and at each size; and its snapshots
+    dips_mib: tuple[int, ...]
+    dips: int  # boots of each of these sizes with each load, and on each a snapshot by each method
     modules: tuple[str, ...] = MODULES
 
     @property
     def needs_guest(self) -> bool:
         """Whether a guest boots, so that its image has to be there."""
-        return self.modules != ("formats",)
+        return not {"formats", "instructions"}.issuperset(self.modules)
 
 
-QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2)
-DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2, 5)
-FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10)
+QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2, (512,), 1)
+DEFAULT = Plan("default", SIZES_MIB, 10, 10, 3, 10, 512, (1, 2, 4, 8, 16, 32), 2, 5, (512,), 3)
+FULL = Plan("full", SIZES_MIB, 10, 10, 10, 20, 512, (1, 2, 4, 8, 16, 32), 5, 10, (512,), 5)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what chooses a plan."""
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quick", action="store_true", help="little of everything, a few minutes")
+    amount.add_argument("--quick", action="store_true", help="little of everything, some eight minutes")
     amount.add_argument(
-        "--full", action="store_true", help="ten boots of each size and more; close to an hour"
+        "--full", action="store_true", help="ten boots of each size and more; an hour and a half"
     )
     parser.add_argument(
-        "--only", choices=MODULES, action="append", help="measure only this; may be given again"
+        "--only", choices=MODULES + EXTRA, action="append", help="measure only this; may be given again"
     )
     parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
-    parser.add_argument(
-        "--repeats", type=_positive, help="this many boots, snapshots, clones and rounds each"
-    )
+    parser.add_argument("--repeats", type=positive, help="this many boots, snapshots, clones and rounds each")
+
+
+def render(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments that ask for the same plan."""
+    words = [f"--{name}" for name in ("quick", "full") if getattr(arguments, name)]
+    words += [word for name in arguments.only or () for word in ("--only", name)]
+    if arguments.sizes:
+        words += ["--sizes", ",".join(str(size) for size in arguments.sizes)]
+    if arguments.repeats:
+        words += ["--repeats", str(arguments.repeats)]
+    return words
 
 
 def choose(arguments: argparse.Namespace) -> Plan:
     """Return the plan that the arguments ask for."""
     plan = QUICK if arguments.quick else FULL if arguments.full else DEFAULT
     if arguments.only:
-        plan = replace(plan, modules=tuple(name for name in MODULES if name in arguments.only))
+        plan = replace(plan, modules=tuple(name for name in MODULES + EXTRA if name in arguments.only))
     if arguments.sizes:
-        plan = replace(plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0])
+        plan = replace(
+            plan, sizes_mib=arguments.sizes, crowd_mib=arguments.sizes[0], dips_mib=arguments.sizes
+        )
     if arguments.repeats:
         n = arguments.repeats
-        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n, restores=n)
+        plan = replace(plan, handovers=n, later=n, streams=n, clones=n, rounds=n, restores=n, dips=n)
     return plan
 
 
@@ -76,7 +90,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("give 1 or more")

@@ -60,7 +60,12 @@ def load(path: Path) -> list[Entry]:
 
 
 def save(entries: Sequence[Entry], path: Path) -> None:
-    """Write the file: the old content or the new, never half."""
+    """Write the file that `load` reads."""
+    write(list(entries), path)
+
+
+def write(value: object, path: Path) -> None:
+    """Write a value as JSON: the old content of the file or the new, never half."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(list(entries)), indent=2) + b"\n")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     temporary.replace(path)

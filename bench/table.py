@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,11 +10,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .series import Entry
+from .series import Entry, Scalar, find, select
 from .targets import TARGETS, Target
 
 # Dimensions that differ between entries and have no column of their own.
 DETAILS = ("method", "process", "items", "item", "stream", "save", "way")
+PICTURE = "second"  # entries that have it are for a picture alone
+AFTER = "after_"  # these have a table of their own
 # Eighty columns are enough.
 PLAIN: dict[str, Any] = {
     "title_justify": "left",
@@ -27,8 +29,29 @@ HOST = ("cpu_model", "cpus", "host_memory_mib", "host_system", "host_kernel", "h
 
 
 def render(entries: Sequence[Entry]) -> Group:
-    """Return both tables, with the host under them."""
-    return Group(_series(entries), "", _targets(entries), "", *_hosts(entries))
+    """Return the tables, with the host under them."""
+    tables = [_series([entry for entry in entries if not entry.series.startswith(AFTER)])]
+    if select(entries, "after_before"):
+        tables.append(_dips(entries))
+    tables.append(_targets(entries))
+    return Group(*(part for table in tables for part in (table, "")), *_hosts(entries))
+
+
+def _dips(entries: Sequence[Entry]) -> Table:
+    table = Table(title="a source that works, medians", **PLAIN)
+    for column in ("load", "captured by", "RAM", "n", "before", "", "worst s", "95 % after", "lost"):
+        table.add_column(column, justify="left" if column in ("load", "captured by", "") else "right")
+    for before in select(entries, "after_before"):
+        same = {name: before.dimensions[name] for name in ("load", "method", "ram_mib")}
+        others = [find(entries, f"after_{name}", **same) for name in ("worst", "recovered", "lost")]
+        table.add_row(
+            *(str(same[name]) for name in ("load", "method", "ram_mib")),
+            str(len(before.values)),
+            number(before.p50),
+            before.unit,
+            *(f"{number(entry.p50)} {entry.unit}" if entry else "" for entry in others),
+        )
+    return table
 
 
 def _series(entries: Sequence[Entry]) -> Table:
@@ -44,7 +67,7 @@ def _series(entries: Sequence[Entry]) -> Table:
         table.add_row(
             entry.series if entry.series != before else "",
             entry.unit,
-            details(entry),
+            details(entry.dimensions),
             *(str(entry.dimensions.get(name, "")) for name in ("ram_mib", "touched_mib", "clones")),
             str(len(entry.values)),
             *(number(value) for value in (entry.p50, entry.p95, min(entry.values), max(entry.values))),
@@ -59,14 +82,14 @@ def order(entries: Sequence[Entry]) -> list[Entry]:
 
     def key(entry: Entry) -> tuple[int, str, float, float]:
         ram_mib, clones = (float(entry.dimensions.get(name, 0)) for name in ("ram_mib", "clones"))
-        return names.index(entry.series), details(entry), ram_mib, clones
+        return names.index(entry.series), details(entry.dimensions), ram_mib, clones
 
     return sorted(entries, key=key)
 
 
-def details(entry: Entry) -> str:
+def details(dimensions: Mapping[str, Scalar]) -> str:
     """Return the dimensions that have no column of their own."""
-    return " ".join(str(entry.dimensions[name]) for name in DETAILS if name in entry.dimensions)
+    return " ".join(str(dimensions[name]) for name in DETAILS if name in dimensions)
 
 
 def _targets(entries: Sequence[Entry]) -> Table:

@@ -91,7 +91,7 @@ def watch(console_log: Path) -> None:
         os.nice(-10)  # where we may: a tick should not wait for us
     log = os.open(console_log, os.O_RDONLY)
     os.lseek(log, 0, os.SEEK_END)
-    events = _watch_writes(console_log)
+    events = watch_writes(console_log)
     longest = began = last = 0.0
     ticks = 0
     while True:
@@ -112,7 +112,7 @@ def watch(console_log: Path) -> None:
             longest, ticks, began = 0.0, 0, now
 
 
-def _watch_writes(path: Path) -> int:
+def watch_writes(path: Path) -> int:
     """Return a descriptor that has something to read whenever the file was written to."""
     libc = ctypes.CDLL(None, use_errno=True)
     events: int = libc.inotify_init1(os.O_CLOEXEC)

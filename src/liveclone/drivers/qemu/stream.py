@@ -60,6 +60,7 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
             if migration.has_ended(event):
                 raise await migration.failure(session, "copying the memory")
             trace.at("stream.paused")
+            paused = time.monotonic()
             await disk.freeze(session, node, below)
             plan.note("frozen", on_next_disk=True)
             trace.at("stream.frozen")
@@ -78,7 +79,10 @@ async def capture(handle: Connection, plan: CapturePlan) -> Captured:
         ignore_shared=False,
         devices=argv.devices_of(handle.hardware),
         pause_ns=event_ns(resume) - event_ns(stop),
-        steps_ms={"all": round((time.monotonic() - began) * 1000, 3)},
+        steps_ms={
+            "prepare": round((paused - began) * 1000, 3),
+            "all": round((time.monotonic() - began) * 1000, 3),
+        },
     )
 
 

@@ -8,8 +8,9 @@ Points are the single values, lines join their p50. It needs matplotlib, importe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
     Raises:
         Missing: matplotlib is not installed; nothing was written.
     """
+    with open_figure(path, 2, 2, (WIDTH, HEIGHT), caption(entries)) as ((pause, ready), (rate, weight)):
+        _draw_pause(pause, entries)
+        _draw_ready(ready, entries)
+        _draw_rate(rate, entries)
+        _draw_weight(weight, entries)
+
+
+@contextlib.contextmanager
+def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float], words: str) -> Iterator[Any]:
+    """Give axes to draw on, a list for each row; what is drawn is then written to `path`.
+
+    Raises:
+        Missing: matplotlib is not installed.
+    """
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("svg")
@@ -45,15 +60,14 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
     except ImportError as error:
         raise Missing("no picture: matplotlib is not installed (pip install matplotlib)") from error
     with matplotlib.rc_context(STYLE):
-        figure, ((pause, ready), (rate, weight)) = pyplot.subplots(2, 2, figsize=(WIDTH, HEIGHT))
-        _draw_pause(pause, entries)
-        _draw_ready(ready, entries)
-        _draw_rate(rate, entries)
-        _draw_weight(weight, entries)
-        figure.suptitle(_caption(entries), fontsize=9)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+        figure, axes = pyplot.subplots(rows, columns, figsize=size)
+        try:
+            yield axes
+            figure.suptitle(words, fontsize=9)
+            figure.tight_layout()
+            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        finally:
+            pyplot.close(figure)
 
 
 def _draw_pause(axes: Any, entries: Sequence[Entry]) -> None:
@@ -134,7 +148,8 @@ def _number(value: Scalar) -> float:
     return float(value)
 
 
-def _caption(entries: Sequence[Entry]) -> str:
+def caption(entries: Sequence[Entry]) -> str:
+    """Return the host on which it was measured, in one line."""
     if not entries:
         return ""
     about = entries[0].dimensions

@@ -32,7 +32,7 @@ class Plan:
     @property
     def needs_guest(self) -> bool:
         """Whether a guest boots, so that its image has to be there."""
-        return self.modules != ("formats",)
+        return not set(self.modules) <= {"formats"}
 
 
 QUICK = Plan("quick", (512, 1024), 1, 2, 1, 3, 512, (1, 2, 4), 1, 2)
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", choices=MODULES, action="append", help="measure only this; may be given again"
     )
-    parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
+    parser.add_argument("--sizes", type=parse_sizes, help="RAM in MiB, with commas: 512,4096")
     parser.add_argument(
-        "--repeats", type=_positive, help="this many boots, snapshots, clones and rounds each"
+        "--repeats", type=parse_count, help="this many boots, snapshots, clones and rounds each"
     )
 
 
@@ -69,14 +69,16 @@ def choose(arguments: argparse.Namespace) -> Plan:
     return plan
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes of RAM that an option gives, in MiB."""
     sizes: Sequence[int] = [int(part) for part in text.split(",")]
     if any(size < 256 or size % 2 for size in sizes):
         raise argparse.ArgumentTypeError("give even numbers of MiB, 256 or more")
     return tuple(sizes)
 
 
-def _positive(text: str) -> int:
+def parse_count(text: str) -> int:
+    """Return the number that an option gives."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("give 1 or more")

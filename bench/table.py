@@ -28,7 +28,8 @@ HOST = ("cpu_model", "cpus", "host_memory_mib", "host_system", "host_kernel", "h
 
 def render(entries: Sequence[Entry]) -> Group:
     """Return both tables, with the host under them."""
-    return Group(_series(entries), "", _targets(entries), "", *_hosts(entries))
+    measured = [entry for entry in entries if entry.values]
+    return Group(_series(measured), "", _targets(measured), "", *hosts(measured))
 
 
 def _series(entries: Sequence[Entry]) -> Table:
@@ -99,7 +100,8 @@ def number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _hosts(entries: Sequence[Entry]) -> list[str]:
+def hosts(entries: Sequence[Entry]) -> list[str]:
+    """Return a line for each host on which these were measured."""
     lines = [
         ", ".join(f"{name} {entry.dimensions[name]}" for name in HOST if name in entry.dimensions)
         for entry in entries

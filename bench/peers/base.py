@@ -76,6 +76,7 @@ class Peer(ABC):
     words: ClassVar[str]
     order: ClassVar[int]
     sized: ClassVar[bool] = True  # False: it has no memory of a given size
+    grows: ClassVar[bool] = True  # False: it is the same at each size, and is measured at the first alone
 
     async def find_obstacle(self, lab: Lab) -> str:
         """Return why it cannot be measured on this host; empty if it can, as far as is known before."""

@@ -16,6 +16,7 @@ from .measure import measure
 
 # The sizes are the least and the most of `./dev bench`: what does not grow between them does not grow.
 DEFAULT = replace(plan.DEFAULT, name="peers", sizes_mib=(512, 4096), clones=5, crowds=(1, 16), modules=())
+LIMIT_S = 900
 QUICK = replace(DEFAULT, name="peers, quick", sizes_mib=(512,), clones=1, crowds=(1, 4))
 
 
@@ -27,7 +28,7 @@ async def run(arguments: argparse.Namespace, recorder: Recorder, screen: Console
     if arguments.repeats:
         chosen = replace(chosen, clones=arguments.repeats)
     async with lab.open_lab(chosen, recorder, screen) as laboratory:
-        await measure(laboratory, base.choose(load_peers(), arguments.only))
+        await measure(laboratory, base.choose(load_peers(), arguments.only), arguments.limit)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repeats", type=plan.parse_count, metavar="N", help="one copy at a time, this often"
+    )
+    parser.add_argument(
+        "--limit",
+        type=plan.parse_count,
+        default=LIMIT_S,
+        metavar="S",
+        help=f"leave many at once out where that would take longer than so many seconds ({LIMIT_S})",
     )
     return parser
 

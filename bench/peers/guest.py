@@ -1,6 +1,9 @@
 """A guest that liveclone does not run: made ready through the agent that its image has, as its owner would over ssh.
 
-boot ── ping ── network ── the application answers ── fill its memory
+    boot ── ping ── network ── the application answers ── fill its memory
+    └────── connect ──────┘
+
+`make_ready` is all of it.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from .base import Copy, Expected
 
 # Of QEMU's user network: the same in each, as each QEMU has one of its own.
 ADDRESS, GATEWAY, PREFIX = "10.0.2.15", "10.0.2.2", 24
-BOOT_DEADLINE_S = 180.0
-CONFIGURE_DEADLINE_S = 60.0
+BOOT_DEADLINE_S = 600.0  # of sixteen at once, under emulation
+CONFIGURE_DEADLINE_S = 120.0
 FILL_DEADLINE_S = 180.0
 ANSWER_DEADLINE_S = 30.0
 WAIT_S = 1.0
@@ -36,16 +39,21 @@ async def make_ready(port: Path, exec_port: Path, copy: Copy, mac: str) -> Expec
     Raises:
         GuestError, TimedOut: it does not come so far.
     """
-    async with _connect(copy.name, port) as agent:
-        await agent.call("ping", deadline_s=BOOT_DEADLINE_S)
-        nic = {"mac": mac, "address": f"{ADDRESS}/{PREFIX}", "gateway": GATEWAY, "dns": ""}
-        given = {"nics": [nic], "wait_s": CONFIGURE_DEADLINE_S}
-        await agent.call("network", given, deadline_s=CONFIGURE_DEADLINE_S, repeat=True)
+    await connect(port, copy.name, mac, f"{ADDRESS}/{PREFIX}", GATEWAY)
     index = await asyncio.to_thread(app.right_index)
     token = await app.first_answer(copy, Expected(index), app.WARM_DEADLINE_S)
     async with _connect(copy.name, exec_port) as agent:
         await _fill(agent)
     return Expected(index, token)
+
+
+async def connect(port: Path, name: str, mac: str, address: str, gateway: str) -> None:
+    """Wait for a guest to boot, and give its card an address (CIDR)."""
+    async with _connect(name, port) as agent:
+        await agent.call("ping", deadline_s=BOOT_DEADLINE_S)
+        nic = {"mac": mac, "address": address, "gateway": gateway, "dns": ""}
+        given = {"nics": [nic], "wait_s": CONFIGURE_DEADLINE_S}
+        await agent.call("network", given, deadline_s=CONFIGURE_DEADLINE_S, repeat=True)
 
 
 @contextlib.asynccontextmanager

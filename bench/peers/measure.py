@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from liveclone.errors import LivecloneError, Refused
 from liveclone.host import links
+from liveclone.host.machine import cpus
 from liveclone.model.network import NetworkKind
 from liveclone.units import MIB
 
@@ -27,8 +28,8 @@ READY, MEMORY, MAKE, PAUSE = "peer_ready", "peer_memory", "peer_make", "peer_pau
 UNITS = {READY: "s", MEMORY: "MiB", MAKE: "s", PAUSE: "ms"}
 
 
-async def measure(lab: Lab, peers: Sequence[Peer]) -> None:
-    """Measure these peers, as the lab's plan says.
+async def measure(lab: Lab, peers: Sequence[Peer], limit_s: float) -> None:
+    """Measure these peers, as the lab's plan says; leave out many at once where that would take longer than `limit_s`.
 
     Raises:
         Refused: there is no bridge network here, on which copies are asked.
@@ -45,9 +46,10 @@ async def measure(lab: Lab, peers: Sequence[Peer]) -> None:
     links.ensure_network(lab.ctx.network_spec())
     for peer in peers:
         lab.say(f"{peer.name}: {peer.words}")
-        for ram_mib in lab.plan.sizes_mib if peer.sized else (0,):
+        sizes = lab.plan.sizes_mib if peer.grows else lab.plan.sizes_mib[:1]
+        for ram_mib in sizes if peer.sized else (0,):
             counts = lab.plan.crowds if ram_mib in (0, lab.plan.crowd_mib) else lab.plan.crowds[:1]
-            await _Size(lab, peer, ram_mib, counts).measure()
+            await _Size(lab, peer, ram_mib, counts, limit_s).measure()
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Size:
     peer: Peer
     ram_mib: int
     counts: Sequence[int]
+    limit_s: float
     version: str = ""
     touched_mib: float = 0.0
 
@@ -69,9 +72,11 @@ class _Size:
             self.version = await self.peer.find_version(self.lab)
             async with self.peer.open(self.lab, self.ram_mib) as state:
                 self._note_making(state)
+                alone_s = 0.0
                 for count in self.counts:
+                    self._check_limit(count, alone_s)
                     for number in range(1 if count > 1 else self.lab.plan.clones):
-                        await self._round(state, count, weigh=number == 0)
+                        alone_s = await self._round(state, count, weigh=number == 0)
                     del left[count]
         except* (LivecloneError, OSError) as failures:
             obstacle = _explain(failures)
@@ -89,8 +94,16 @@ class _Size:
             pause = "" if state.pause_ms is None else f", a pause of {state.pause_ms:.1f} ms"
             self.lab.say(f"  {self._size()}made in {state.make_s:.2f} s{pause}")
 
-    async def _round(self, state: State, count: int, *, weigh: bool) -> None:
-        """Ask for `count` copies at once; note when each has answered, and what it weighs."""
+    def _check_limit(self, count: int, alone_s: float) -> None:
+        """See that so many at once are done in time, as far as one tells that had a processor to itself."""
+        expected_s = alone_s * count / cpus()
+        if count > 1 and expected_s > self.limit_s:
+            raise Refused(
+                f"{count} at once would take some {expected_s:.0f} s, as one takes {alone_s:.0f}: beyond --limit"
+            )
+
+    async def _round(self, state: State, count: int, *, weigh: bool) -> float:
+        """Ask for `count` copies at once; note when each has answered, and what it weighs. Returns the last one's time."""
         await state.prepare(count)
         copies: list[Copy] = []
         asking: list[asyncio.Task[str]] = []
@@ -120,6 +133,7 @@ class _Size:
                 if count > 1
                 else f"  {self._size()}{ready_s[0]:.3f} s{weight}"
             )
+            return max(ready_s)
         finally:
             await asyncio.shield(state.end())
 

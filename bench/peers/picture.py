@@ -47,6 +47,8 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
 def _draw_bars(axes: Any, names: Sequence[str], found: Sequence[Row], value: Value) -> None:
     sizes = sorted({row.ram_mib for row in found if row.ram_mib})
     height = 0.8 / max(len(sizes), 1)
+    labels: dict[str, tuple[Any, str]] = {}
+    axes.set_yticks(range(len(names)), names)
     for row in found:
         width = value(row)
         if width is None:
@@ -54,13 +56,13 @@ def _draw_bars(axes: Any, names: Sequence[str], found: Sequence[Row], value: Val
         place = sizes.index(row.ram_mib) if row.ram_mib else 0
         colour = COLOURS[place % len(COLOURS)] if row.ram_mib else "tab:gray"
         y = names.index(row.peer) + place * height
-        axes.barh(y, width, height=height, color=colour)
+        bars = axes.barh(y, width, height=height, color=colour)
         axes.text(width, y, f" {width:.3g}", va="center", fontsize=7)
-    for place, ram_mib in enumerate(sizes):
-        axes.barh(0, 0, color=COLOURS[place % len(COLOURS)], label=f"{ram_mib} MiB")
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+        labels.setdefault(
+            str(row.ram_mib), (bars, f"{row.ram_mib} MiB" if row.ram_mib else "no RAM of its own")
+        )
+    axes.set_ylim(len(names), -1)
     axes.margins(x=0.15)
-    if sizes:
-        axes.legend(fontsize=8)
+    if labels:
+        axes.set_xscale("log")
+        axes.legend(*zip(*labels.values(), strict=True), fontsize=8)

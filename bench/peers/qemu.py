@@ -48,6 +48,8 @@ class Qemu:
     process: ProcessRef
     session: Session
     ram_mib: int
+    mac: str
+    cidr: str  # its address on the bridge; empty on the user network
 
     def touched_mib(self) -> float:
         """Return how much of its RAM exists."""
@@ -119,7 +121,7 @@ class Herd:
             session = await open_session(one, folder / "qmp", folder / LOG, START_DEADLINE_S)
             undo.pop_all()
         copy = Copy(copy.name, copy.namespace, copy.address, (started.pid,), copy.port)
-        self.running.append(Qemu(copy, folder, started, session, self.ram_mib))
+        self.running.append(Qemu(copy, folder, started, session, self.ram_mib, mac, cidr))
         return self.running[-1]
 
     async def _render(self, drive: Path, folder: Path, fds: dict[str, int], append: str) -> list[str]:

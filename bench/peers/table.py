@@ -15,9 +15,10 @@ from .measure import MAKE, MEMORY, PAUSE, READY
 
 COLUMNS = ("peer", "RAM", "touched", "make", "pause", "one", "least", "most", "first", "p50", "last", "MiB")
 LEGEND = (
-    "make: s, and pause: ms, of what copies are started from; one, least, most: s from the request to the first",
-    "correct answer of one copy, its median and limits; first, p50, last: the same of {many} at once;",
-    "MiB: private memory of each of these, or of one alone (*)",
+    "make: s, pause: ms, of what copies are started from. one, least, most: s from",
+    "the request to the first correct answer, of one copy: its median and limits;",
+    "first, p50, last: the same of {many} at once. MiB: private memory of each of",
+    "these, or, with *, of one alone.",
 )
 
 

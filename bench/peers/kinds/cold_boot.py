@@ -1,55 +1,73 @@
-"""A cold boot of the same guest, as `liveclone run` does it: kernel, systemd, an identity of its own, the application."""
+"""A cold boot of the same guest: kernel, systemd, all its services, the application. QEMU runs by itself, without liveclone.
+
+Its agent is asked for one thing only: to give the network card its address, when it is there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-from liveclone.engine import run
-from liveclone.units import MIB
+from liveclone.host import links
 
-from ... import lab as laboratory
 from ...lab import Lab
-from .. import app
+from .. import app, guest, qemu
 from ..base import Expected, Peer, Reached, State
-from .liveclone import copy_of, find_qemu
+from .liveclone import find_qemu
 
 
 class ColdBoot(Peer):
     name = "cold-boot"
-    words = "the same guest, booted (liveclone run)"
+    words = "the same guest, booted (QEMU alone)"
     order = 10
+    grows = False
 
     async def find_version(self, lab: Lab) -> str:
         return await find_qemu(lab)
 
     @contextlib.asynccontextmanager
     async def open(self, lab: Lab, ram_mib: int) -> AsyncIterator[State]:
-        state = Image(lab, ram_mib)
-        state.expected = Expected(await asyncio.to_thread(app.right_index))
-        yield state
+        links.ensure_network(lab.ctx.network_spec())
+        with qemu.open_folders(lab, self.name) as (folder, _):
+            state = self.make_state(lab, ram_mib, folder)
+            state.expected = Expected(await asyncio.to_thread(app.right_index))
+            yield state
+
+    def make_state(self, lab: Lab, ram_mib: int, folder: Path) -> Image:
+        """Return what is booted."""
+        return Image(lab, ram_mib, folder)
 
 
 class Image(State):
-    """The image that the guest boots from."""
+    """The image that guests boot from."""
 
-    def __init__(self, lab: Lab, ram_mib: int) -> None:
-        self.lab, self.ram_mib = lab, ram_mib
+    def __init__(self, lab: Lab, ram_mib: int, folder: Path) -> None:
+        self.lab, self.folder = lab, folder
+        self.herd = qemu.Herd(lab, ram_mib)
 
     async def start(self, count: int, reached: Reached) -> None:
-        async def boot(number: int) -> None:
-            request = run.Request(image=app.IMAGE.name, name=f"cold-{number}", ram_bytes=self.ram_mib * MIB)
-            machine = await run.run(self.lab.ctx, request)
-            self.touched_mib = laboratory.touched_mib(machine)
-            reached(copy_of(self.lab, machine))
+        async def one(number: int) -> None:
+            drive = qemu.make_overlay(self.lab, self.folder / f"{number}.qcow2")
+            reached((await self.boot(drive)).copy)
 
         async with asyncio.TaskGroup() as group:
             for number in range(count):
-                group.create_task(boot(number))
+                group.create_task(one(number))
+
+    async def boot(self, drive: Path) -> qemu.Qemu:
+        """Boot one, and return it when it can be asked."""
+        one = await self.herd.launch(drive, bridged=True)
+        gateway = self.lab.ctx.leases.gateway
+        await guest.connect(one.folder / "agent", one.copy.name, one.mac, one.cidr, gateway)
+        return one
+
+    def find_touched_mib(self) -> float:
+        return self.herd.running[0].touched_mib()
 
     async def end(self) -> None:
-        await laboratory.remove_all(self.lab.ctx)
+        await self.herd.end()
 
 
 PEER = ColdBoot

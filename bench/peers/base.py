@@ -70,7 +70,8 @@ class State(ABC):
 
 
 class Peer(ABC):
-    """A way. `name` is a word for the command line, `words` one line for people; they are measured in their `order`."""
+    """A way. `name` is a word for the command line, `words` one line for people; they are measured in their `order`,
+    what takes longest last, so that an interrupted run has the most."""
 
     name: ClassVar[str]
     words: ClassVar[str]

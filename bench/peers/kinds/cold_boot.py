@@ -21,7 +21,7 @@ from .liveclone import find_qemu
 class ColdBoot(Peer):
     name = "cold-boot"
     words = "the same guest, booted (QEMU alone)"
-    order = 10
+    order = 90
     grows = False
 
     async def find_version(self, lab: Lab) -> str:

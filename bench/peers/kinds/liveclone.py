@@ -28,7 +28,7 @@ IS_READY = " is ready"
 class Liveclone(Peer):
     name = "liveclone"
     words = "live clones of a running machine"
-    order = 80
+    order = 10
 
     async def find_version(self, lab: Lab) -> str:
         return f"liveclone {__version__}, {await find_qemu(lab)}"

@@ -17,7 +17,7 @@ FILLED_DEADLINE_S = 120.0
 class LiveclonePool(Liveclone):
     name = "liveclone-pool"
     words = "live clones, from a pool of machines that wait"
-    order = 90
+    order = 20
 
     def make_state(self, lab: Lab, taken: Snapshot) -> LiveSnapshot:
         return Pool(lab, taken)

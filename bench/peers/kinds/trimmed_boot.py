@@ -17,7 +17,7 @@ WORDS = "systemd.unit=trimmed.target trimmed.address={address}"
 class TrimmedBoot(ColdBoot):
     name = "trimmed-boot"
     words = "the same guest, booted with nothing but the application (QEMU alone)"
-    order = 20
+    order = 80
 
     def make_state(self, lab: Lab, ram_mib: int, folder: Path) -> Image:
         return Trimmed(lab, ram_mib, folder)

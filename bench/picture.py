@@ -153,7 +153,11 @@ def caption(entries: Sequence[Entry]) -> str:
     if not entries:
         return ""
     about = entries[0].dimensions
-    return (
-        f"{about.get('cpus')} x {about.get('cpu_model')}, {about.get('host_system')}, Linux {about.get('host_kernel')}, "
-        f"{about.get('hypervisor')} ({about.get('acceleration')})"
-    )
+    words = [
+        f"{about.get('cpus')} x {about.get('cpu_model')}",
+        str(about.get("host_system")),
+        f"Linux {about.get('host_kernel')}",
+    ]
+    if "hypervisor" in about:
+        words.append(f"{about['hypervisor']} ({about.get('acceleration')})")
+    return ", ".join(words)

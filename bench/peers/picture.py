@@ -3,7 +3,8 @@
     first answer of one │ of many at once, the last of them
     private memory each │ making what copies are started from
 
-Each size of RAM has its colour. What has no value has no bar, and its peer stands there all the same.
+Each size of RAM has its colour. What has no value has no bar, and its peer stands there all the same. Lengths are
+linear: what is much less than the rest has a short bar, and its number.
 """
 
 from __future__ import annotations
@@ -63,6 +64,6 @@ def _draw_bars(axes: Any, names: Sequence[str], found: Sequence[Row], value: Val
         )
     axes.set_ylim(len(names), -1)
     axes.margins(x=0.15)
+    axes.set_xlim(left=0)
     if labels:
-        axes.set_xscale("log")
         axes.legend(*zip(*labels.values(), strict=True), fontsize=8)

@@ -3,8 +3,10 @@
     ./dev bench [--quick | --full] [--json FILE]     measure: table on stdout, series in FILE, picture beside it
     ./dev bench --from FILE                          table and picture of what was measured before
     ./dev bench --compare REVISION                   this checkout and another revision, by turns: what differs
+    ./dev bench peers [--json FILE] ...              live clones beside what else there is: see peers/
 
-    __main__   the command                  lab        temporary home, image, sources; the clean-up
+    __main__   which command                command    what each of them does: files, tables, picture
+    peers/     beside what else there is    lab        temporary home, image, sources; the clean-up
     plan       how much is measured         recording  values while they come in
     pauses     source_pause guest_gap       series     series as they stand in the file
     clones     clone_ready clone_host       targets    what is wanted of the figures

@@ -71,29 +71,42 @@ def find_obstacle() -> str:
 @contextlib.asynccontextmanager
 async def open_libvirt(lab: Lab) -> AsyncIterator[Libvirt]:
     """Start a libvirtd with our hook and make a home for its machines; neither is there afterwards."""
-    import libvirt
-
     home, hot = lab.ctx.layout.home / "libvirt", lab.ctx.layout.hot / "libvirt"
-    folder = home / "daemon"
-    for new in (folder / "etc" / "hooks", hot):
+    hooks = home / "daemon" / "etc" / "hooks"
+    for new in (hooks, hot):
         new.mkdir(parents=True)
-    hook_install.install(folder / "etc" / "hooks", images=[hot])
-    cache = Path(os.environ.get("LIVECLONE_DEV_CACHE") or Path(__file__).parent.parent / ".dev" / "cache")
-    with Libvirtd(folder, hot=hot / "daemon", cache=cache / "libvirt") as daemon, _threads_inside():
+    hook_install.install(hooks, images=[hot])
+    async with open_daemon(home, hot) as (uri, connection):
         settings = replace(
             lab.ctx.settings,
             home=home / "home",
             hot=hot / "home",
             driver="libvirt",
-            libvirt_uri=daemon.uri,
+            libvirt_uri=uri,
             network=NetworkKind.LIBVIRT,
         )
         ctx = open_context(settings)
         ctx.images = lab.ctx.images
+        yield Libvirt(replace(lab, ctx=ctx), uri, connection, home, hot)
+
+
+@contextlib.asynccontextmanager
+async def open_daemon(home: Path, hot: Path, namespace: str = "") -> AsyncIterator[tuple[str, Any]]:
+    """Start a libvirtd, with what is in `home`/daemon; gives its URI and a connection (virConnect).
+
+    Args:
+        hot: a folder on tmpfs.
+        namespace: name of the network namespace for its domains; one of its own without.
+    """
+    import libvirt
+
+    cache = Path(os.environ.get("LIVECLONE_DEV_CACHE") or Path(__file__).parent.parent / ".dev" / "cache")
+    daemon = Libvirtd(home / "daemon", hot=hot / "daemon", cache=cache / "libvirt", namespace=namespace)
+    with daemon, _threads_inside():
         libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what it also raises
         connection = await asyncio.to_thread(libvirt.open, daemon.uri)
         try:
-            yield Libvirt(replace(lab, ctx=ctx), daemon.uri, connection, home, hot)
+            yield daemon.uri, connection
         finally:
             connection.close()
 

@@ -9,8 +9,9 @@ was measured second by second has a picture of its own beside this one (picture_
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,48 @@ def draw(entries: Sequence[Entry], path: Path) -> list[Path]:
     Raises:
         Missing: matplotlib is not installed; nothing was written.
     """
+    drawn = []
+    with _open_pyplot() as pyplot:
+        if not all(entry.series.startswith(("after_", "cold_boot_")) for entry in entries):
+            drawn.append(_save(_draw_four(pyplot, entries), path, caption(entries)))
+        if picture_after.has(entries):
+            beside = path.with_stem(f"{path.stem}-after")
+            drawn.append(_save(picture_after.draw(pyplot, entries), beside, caption(entries)))
+    return drawn
+
+
+@contextlib.contextmanager
+def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float], words: str) -> Iterator[Any]:
+    """Give axes to draw on, a list for each row; what is drawn is then written to `path`.
+
+    Raises:
+        Missing: matplotlib is not installed.
+    """
+    with _open_pyplot() as pyplot:
+        figure, axes = pyplot.subplots(rows, columns, figsize=size)
+        yield axes
+        _save(figure, path, words)
+
+
+@contextlib.contextmanager
+def _open_pyplot() -> Iterator[Any]:
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("svg")
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
         raise Missing("no picture: matplotlib is not installed (pip install matplotlib)") from error
-    drawn = []
     with matplotlib.rc_context(STYLE):
-        if not all(entry.series.startswith(("after_", "cold_boot_")) for entry in entries):
-            drawn.append(_save(pyplot, _draw_four(pyplot, entries), entries, path))
-        if picture_after.has(entries):
-            beside = path.with_stem(f"{path.stem}-after")
-            drawn.append(_save(pyplot, picture_after.draw(pyplot, entries), entries, beside))
-    return drawn
+        try:
+            yield pyplot
+        finally:
+            pyplot.close("all")
 
 
-def _save(pyplot: Any, figure: Any, entries: Sequence[Entry], path: Path) -> Path:
-    figure.suptitle(_caption(entries), fontsize=9)
+def _save(figure: Any, path: Path, words: str) -> Path:
+    figure.suptitle(words, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
     return path
 
 
@@ -151,11 +173,16 @@ def _number(value: Scalar) -> float:
     return float(value)
 
 
-def _caption(entries: Sequence[Entry]) -> str:
+def caption(entries: Sequence[Entry]) -> str:
+    """Return the host on which it was measured, in one line."""
     if not entries:
         return ""
     about = entries[0].dimensions
-    return (
-        f"{about.get('cpus')} x {about.get('cpu_model')}, {about.get('host_system')}, Linux {about.get('host_kernel')}, "
-        f"{about.get('hypervisor')} ({about.get('acceleration')})"
-    )
+    words = [
+        f"{about.get('cpus')} x {about.get('cpu_model')}",
+        str(about.get("host_system")),
+        f"Linux {about.get('host_kernel')}",
+    ]
+    if "hypervisor" in about:
+        words.append(f"{about['hypervisor']} ({about.get('acceleration')})")
+    return ", ".join(words)

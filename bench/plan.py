@@ -53,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", choices=MODULES + EXTRA, action="append", help="measure only this; may be given again"
     )
-    parser.add_argument("--sizes", type=_sizes, help="RAM in MiB, with commas: 512,4096")
-    parser.add_argument("--repeats", type=positive, help="this many boots, snapshots, clones and rounds each")
+    parser.add_argument("--sizes", type=parse_sizes, help="RAM in MiB, with commas: 512,4096")
+    parser.add_argument(
+        "--repeats", type=parse_count, help="this many boots, snapshots, clones and rounds each"
+    )
 
 
 def render(arguments: argparse.Namespace) -> list[str]:
@@ -83,14 +85,16 @@ def choose(arguments: argparse.Namespace) -> Plan:
     return plan
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes of RAM that an option gives, in MiB."""
     sizes: Sequence[int] = [int(part) for part in text.split(",")]
     if any(size < 256 or size % 2 for size in sizes):
         raise argparse.ArgumentTypeError("give even numbers of MiB, 256 or more")
     return tuple(sizes)
 
 
-def positive(text: str) -> int:
+def parse_count(text: str) -> int:
+    """Return the number that an option gives."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("give 1 or more")

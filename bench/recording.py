@@ -49,16 +49,19 @@ class Recorder:
         group.touched_mib.append(touched_mib)
         group.values.append(round(value, DIGITS))
 
+    def leave_out(
+        self, series: str, unit: str, obstacle: str, *, ram_mib: int, clones: int, **dimensions: Scalar
+    ) -> None:
+        """Note that there is no value, and why: an entry without values, with `obstacle` among its dimensions."""
+        dimensions = {"ram_mib": ram_mib, "clones": clones, **dimensions, "obstacle": obstacle}
+        self._groups.setdefault((series, *sorted(dimensions.items())), _Group(unit, dimensions))
+
     def entries(self) -> list[Entry]:
         """Return what there is so far, ordered by series, then as measured."""
         found = [
             Entry(
                 series=str(key[0]),
-                dimensions={
-                    **group.dimensions,
-                    "touched_mib": round(statistics.median(group.touched_mib)),
-                    **self._circumstances,
-                },
+                dimensions={**group.dimensions, **_touched(group), **self._circumstances},
                 unit=group.unit,
                 values=group.values,
             )
@@ -66,3 +69,7 @@ class Recorder:
         ]
         order = list(dict.fromkeys(entry.series for entry in found))
         return sorted(found, key=lambda entry: order.index(entry.series))
+
+
+def _touched(group: _Group) -> dict[str, Scalar]:
+    return {"touched_mib": round(statistics.median(group.touched_mib))} if group.touched_mib else {}

@@ -30,11 +30,12 @@ HOST = ("cpu_model", "cpus", "host_memory_mib", "host_system", "host_kernel", "h
 
 def render(entries: Sequence[Entry]) -> Group:
     """Return the tables, with the host under them."""
-    tables = [_series([entry for entry in entries if not entry.series.startswith(AFTER)])]
-    if select(entries, "after_before"):
-        tables.append(_dips(entries))
-    tables.append(_targets(entries))
-    return Group(*(part for table in tables for part in (table, "")), *_hosts(entries))
+    measured = [entry for entry in entries if entry.values]
+    tables = [_series([entry for entry in measured if not entry.series.startswith(AFTER)])]
+    if select(measured, "after_before"):
+        tables.append(_dips(measured))
+    tables.append(_targets(measured))
+    return Group(*(part for table in tables for part in (table, "")), *hosts(measured))
 
 
 def _dips(entries: Sequence[Entry]) -> Table:
@@ -122,7 +123,8 @@ def number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _hosts(entries: Sequence[Entry]) -> list[str]:
+def hosts(entries: Sequence[Entry]) -> list[str]:
+    """Return a line for each host on which these were measured."""
     lines = [
         ", ".join(f"{name} {entry.dimensions[name]}" for name in HOST if name in entry.dimensions)
         for entry in entries

@@ -170,6 +170,25 @@ def test_what_is_missing_or_too_old_is_found(
     assert (outcome.stdout, outcome.stderr) == (missing, "")
 
 
+def test_what_only_a_comparison_needs_is_gone_on_without(tmp_path: Path) -> None:
+    """A release may not have it; and what is there is not installed."""
+    for name in ("there", "apt-get"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    script = (
+        'step() { echo "$1"; shift; "$@"; }\n'
+        "install_packages() { return 1; }\n"
+        "become_root() { :; }\nrefresh_lists() { :; }\n"
+        'log=setup.log\nsay() { echo "$*"; }\n'
+        "set_up_optional 'there there x y\nnot-there not-there x y'\necho goes on"
+    )
+    outcome = run_script(
+        script, functions=("at_least", "find_missing", "set_up_optional"), path=f"{tmp_path}:/usr/bin:/bin"
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert re.sub(r":.*", "", outcome.stdout) == "package not-there\n  going on without not-there\ngoes on\n"
+
+
 def test_the_systems_libvirt_module_is_linked_and_follows_it(tmp_path: Path) -> None:
     system, site = tmp_path / "system", tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
     system.mkdir()

@@ -155,7 +155,7 @@ class Clone:
         """Let it run and become a machine of its own, with its cards; False, and nothing is done, if it cannot."""
         found = self.state.description.identity
         if found is None:
-            identity.mark_unverified(self.instance)
+            identity.mark_unverified(self.context, self.instance, self.state.description)
             return False
         settling = identity.Settling(
             driver=self.driver,

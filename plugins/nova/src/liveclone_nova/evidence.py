@@ -28,6 +28,7 @@ from liveclone.identity.signature import HostKey
 from liveclone.model import base
 from liveclone.model.identity import Evidence, ItemStatus
 from liveclone_nova import conf
+from liveclone_nova.conf import CONF
 from liveclone_nova.seal import Identity
 
 LOG = logging.getLogger(__name__)
@@ -53,17 +54,21 @@ def keep(book: EvidenceBook, folder: Path, evidence: Evidence) -> None:
 
 
 def tell(
-    context: nova_context.RequestContext, instance: objects.Instance, host: str, evidence: Evidence
+    context: nova_context.RequestContext,
+    instance: objects.Instance,
+    result: str,
+    evidence: Evidence | None = None,
 ) -> None:
-    """Make an event of the action by which the server is made."""
+    """Make an event of the action by which the server is made, for those who read no logs."""
+    now = datetime.now(UTC)
     event = objects.InstanceActionEvent(
         context,
         event=EVENT,
-        host=host,
-        start_time=evidence.at,
-        finish_time=datetime.now(UTC),
-        result=summarize(evidence),
-        details=base.encode(evidence).decode(),
+        host=CONF.host,
+        start_time=evidence.at if evidence else now,
+        finish_time=now,
+        result=_cut(result),
+        details=base.encode(evidence).decode() if evidence else None,
     )
     try:
         event.create(instance.uuid, context.request_id)
@@ -75,11 +80,11 @@ def summarize(evidence: Evidence) -> str:
     """Return what came of it, in a sentence that begins as the results of Nova's events do."""
     if evidence.findings:
         reasons = "; ".join(f"{found.item}: {found.reason}" for found in evidence.findings)
-        return _cut(f"Error: not verified: {reasons}")
+        return f"Error: not verified: {reasons}"
     new = [item.item for item in evidence.items if item.required and item.status is ItemStatus.CHANGED]
     cards = " and its cards" if any(item.item == verify.NETWORK for item in evidence.items) else ""
     others = len(evidence.compared_with)
-    return _cut(f"Success: verified{cards}; unlike in the snapshot and {others} others: {', '.join(new)}")
+    return f"Success: verified{cards}; unlike in the snapshot and {others} others: {', '.join(new)}"
 
 
 def _cut(text: str) -> str:

@@ -48,10 +48,14 @@ def find_problems(description: Description) -> list[str]:
     ]
 
 
-def mark_unverified(instance: objects.Instance) -> None:
-    """Mark a server that starts with its source's identity."""
+def mark_unverified(
+    context: nova_context.RequestContext, instance: objects.Instance, description: Description
+) -> None:
+    """Mark a server that starts with its source's identity, and tell its owner."""
     LOG.warning("The server starts with the identity of its source", instance=instance)
     instance.system_metadata[MARK] = UNVERIFIED
+    reason = description.no_identity or "its state has no identity"
+    evidence.tell(context, instance, f"Unverified: it starts as its source was: {reason}")
 
 
 @dataclass(frozen=True)
@@ -129,4 +133,4 @@ class Settling:
             raise identify.not_verified(machine, judged)
 
     def _tell(self, judged: Evidence) -> None:
-        evidence.tell(self.context, self.instance, CONF.host, judged)
+        evidence.tell(self.context, self.instance, evidence.summarize(judged), judged)

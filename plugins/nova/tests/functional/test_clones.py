@@ -11,7 +11,9 @@ import fixtures
 from nova import context, objects
 from nova.virt.libvirt import host as libvirt_host
 
+from liveclone.model.identity import Finding
 from liveclone_nova import evidence, policies
+from liveclone_nova.conf import CONF
 
 from ..unit.states import make_evidence, make_identity, make_state
 from .base import STATE_IMAGE, PluginTestCase
@@ -68,13 +70,14 @@ class Clones(PluginTestCase):
 class Evidence(PluginTestCase):
     """An event of the action by which the server was made, in Nova's own records."""
 
-    def tell(self) -> dict[str, Any]:
+    def tell(self, **changes: Any) -> dict[str, Any]:
         server = self.boot()
         (action,) = self.admin_api.get_instance_actions(server["id"])
         asked = context.get_admin_context()
         asked.request_id = action["request_id"]
         instance = objects.Instance.get_by_uuid(asked, server["id"])
-        evidence.tell(asked, instance, "compute1", make_evidence(server["id"]))
+        told = make_evidence(server["id"], **changes)
+        evidence.tell(asked, instance, evidence.summarize(told), told)
         return {"server": server["id"], "request": action["request_id"]}
 
     def read(self, api: Any, *, server: str, request: str) -> dict[str, Any]:
@@ -88,11 +91,18 @@ class Evidence(PluginTestCase):
         assert event["finish_time"]
         assert "details" not in event
 
+    def test_a_sentence_that_is_too_long_is_cut(self) -> None:
+        findings = tuple(Finding(item=f"item-{number}", reason="no reason " * 9) for number in range(9))
+        result = self.read(self.api, **self.tell(findings=findings))["result"]
+        assert result.startswith("Error: not verified: item-0: no reason")
+        assert len(result) == 255
+        assert result.endswith("...")
+
     def test_an_administrator_reads_all_of_it(self) -> None:
         told = self.tell()
         event = self.read(self.admin_api, **told)
         assert json.loads(event["details"])["machine"] == told["server"]
-        assert event["host"] == "compute1"
+        assert event["host"] == CONF.host
 
     def test_an_operator_may_let_the_owner_read_all_of_it(self) -> None:
         told = self.tell()
@@ -104,7 +114,7 @@ class Evidence(PluginTestCase):
         server = self.boot()
         asked = context.RequestContext("user", self.api.project_id)
         instance = objects.Instance.get_by_uuid(context.get_admin_context(), server["id"])
-        evidence.tell(asked, instance, "compute1", make_evidence(server["id"]))
+        evidence.tell(asked, instance, "Success")
 
 
 class Devices(PluginTestCase):

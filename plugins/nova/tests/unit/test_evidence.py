@@ -73,13 +73,6 @@ def test_what_the_owner_reads_is_a_sentence() -> None:
     assert evidence.summarize(bad) == "Error: not verified: machine_id: it still has the snapshot's value"
 
 
-def test_a_sentence_fits_its_place() -> None:
-    findings = tuple(Finding(item=f"item-{number}", reason="no reason " * 9) for number in range(9))
-    text = evidence.summarize(make_evidence("clone", findings=findings))
-    assert len(text) == 255
-    assert text.endswith("...")
-
-
 class TestWithoutIdentity:
     """No agent answered in the source."""
 

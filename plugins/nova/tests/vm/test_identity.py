@@ -347,7 +347,8 @@ def test_without_an_agent_a_server_is_captured_and_its_clones_are_refused_or_mar
     finally:
         CONF.set_override("unverified_clones", False, group="liveclone")
     assert server.system_metadata["liveclone_identity"] == "unverified"
-    assert server.uuid not in EVENTS
+    event = EVENTS[server.uuid]
+    assert (event.result, event.details) == (f"Unverified: it starts as its source was: {reason}", None)
     assert cloud.guest(server).run("echo $A; hostname") == cloud.guest(mute).run("echo $A; hostname")
     cloud.destroy(server)
 

@@ -54,7 +54,8 @@ PLUGINS = {"nova", "liveclone_nova"}
 NOVA_API = {"api", "compute_api", "exceptions", "obstacles", "policies", "properties", "rpcapi", "versions"}
 NOVA_CLIENT = {"osc"}  # has neither of them
 NOVA_COMPUTE = {
-    *("capture", "clone", "clone_xml", "conf", "domains", "endpoint", "fitting", "identity", "interface"),
+    *("capture", "clone", "clone_xml", "conf", "domains", "endpoint", "evidence", "fitting", "guest_devices"),
+    *("identity", "interface", "parameters", "source"),
     *("libvirt_driver", "notifications", "recovery", "seal", "state_file", "state_images", "states", "vifs"),
 }
 

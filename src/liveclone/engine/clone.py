@@ -22,12 +22,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from .. import trace
 from ..drivers.base import Handle
-from ..errors import GuestError, LivecloneError, TimedOut
+from ..errors import LivecloneError, TimedOut
 from ..host import locks
-from ..identity import verify
 from ..ids import new_id
 from ..model.base import now
-from ..model.identity import Cards, Evidence, ItemReport, ItemStatus
+from ..model.identity import Evidence
 from ..model.machine import Machine, MachineState, Memory
 from ..model.snapshot import Snapshot
 from . import agent as agents
@@ -219,15 +218,15 @@ class _Clone:
             book = ctx.evidence(self.snapshot.id)
             evidence = book.judge_and_record(reported, self.snapshot.items, existing)
             if not evidence.verified:
-                raise _not_verified(machine, evidence)
+                raise identify.not_verified(machine, evidence)
             self.mark("verify")
             trace.at("clone.verified")
             cards, machine = await wiring.connect(ctx, handle, machine, agent)
-            evidence = _with_network(machine, evidence, cards, self.snapshot.addresses)
+            evidence = identify.with_cards(machine, evidence, cards, self.snapshot.addresses)
             book.record(evidence)
             if not evidence.verified:
                 await _cut_off(handle, machine)
-                raise _not_verified(machine, evidence)
+                raise identify.not_verified(machine, evidence)
             self.mark("connect")
             trace.at("clone.connected")
         return evidence, machine
@@ -261,36 +260,3 @@ async def _cut_off(handle: Handle, machine: Machine) -> None:
         await wiring.disconnect(handle, machine)
     except LivecloneError:
         await handle.kill()
-
-
-def _with_network(
-    machine: Machine, evidence: Evidence, cards: Cards, source_addresses: tuple[str, ...]
-) -> Evidence:
-    """Add what is seen of its NICs, and the verdict on that."""
-    addresses = [nic.address for nic in machine.nics if nic.address]
-    findings = (*verify.judge_cards(cards), *verify.judge_addresses(addresses, source_addresses))
-    report = ItemReport(
-        item=verify.NETWORK,
-        required=True,
-        status=ItemStatus.FAILED if findings else ItemStatus.CONFIGURED,
-        details={"mac": ",".join(cards.given), "address": ",".join(addresses)},
-        error="; ".join(finding.reason for finding in findings),
-    )
-    others = tuple(item for item in evidence.items if item.item != verify.NETWORK)
-    changed: Evidence = evidence.replace(
-        items=(*others, report), cards=cards, findings=evidence.findings + findings
-    )
-    return changed
-
-
-def _not_verified(machine: Machine, evidence: Evidence) -> GuestError:
-    first = evidence.findings[0]
-    more = f" (and {len(evidence.findings) - 1} more)" if len(evidence.findings) > 1 else ""
-    return GuestError(
-        f"{machine.name} is not verified as a machine of its own: {first.item}: {first.reason}{more}",
-        code="not-verified",
-        tried="verifying the clone's identity",
-        on=machine.name,
-        seen="; ".join(f"{finding.item}: {finding.reason}" for finding in evidence.findings),
-        next_step="clone with --keep-failed to look at it; it never gets a NIC",
-    )

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from ..errors import GuestError
+from ..identity import verify
 from ..model.base import now
-from ..model.identity import Evidence, Finding, Generation, ItemReport
+from ..model.identity import Cards, Evidence, Finding, Generation, ItemReport, ItemStatus
 from ..model.machine import Acceleration, Machine
 from ..model.parameters import NONE, Parameters
 from .agent import Agent
@@ -91,6 +92,45 @@ async def become(
     )
     changed: Evidence = evidence.replace(findings=failed)
     return changed
+
+
+def with_cards(
+    machine: Machine, evidence: Evidence, cards: Cards, source_addresses: tuple[str, ...]
+) -> Evidence:
+    """Add to a clone's evidence what is seen of its NICs, and the verdict on that.
+
+    Args:
+        machine: with the addresses that its guest has now.
+        source_addresses: that it must not have given itself.
+    """
+    addresses = [nic.address for nic in machine.nics if nic.address]
+    findings = (*verify.judge_cards(cards), *verify.judge_addresses(addresses, source_addresses))
+    report = ItemReport(
+        item=verify.NETWORK,
+        required=True,
+        status=ItemStatus.FAILED if findings else ItemStatus.CONFIGURED,
+        details={"mac": ",".join(cards.given), "address": ",".join(addresses)},
+        error="; ".join(finding.reason for finding in findings),
+    )
+    others = tuple(item for item in evidence.items if item.item != verify.NETWORK)
+    changed: Evidence = evidence.replace(
+        items=(*others, report), cards=cards, findings=evidence.findings + findings
+    )
+    return changed
+
+
+def not_verified(machine: Machine, evidence: Evidence) -> GuestError:
+    """Return the error for a clone that something was found against."""
+    first = evidence.findings[0]
+    more = f" (and {len(evidence.findings) - 1} more)" if len(evidence.findings) > 1 else ""
+    return GuestError(
+        f"{machine.name} is not verified as a machine of its own: {first.item}: {first.reason}{more}",
+        code="not-verified",
+        tried="verifying the clone's identity",
+        on=machine.name,
+        seen="; ".join(f"{finding.item}: {finding.reason}" for finding in evidence.findings),
+        next_step="clone with --keep-failed to look at it; it never gets a NIC",
+    )
 
 
 async def refresh(

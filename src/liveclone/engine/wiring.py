@@ -93,12 +93,17 @@ async def connect(
         shown = await configure(machine, agent, urgent=True) if agent else []
         used = await handle.macs()
         undo.pop_all()
-    cards = Cards(
+    cards = see_cards(machine, shown, used)
+    return cards, with_addresses(machine, shown) if machine.network is NetworkKind.LIBVIRT else machine
+
+
+def see_cards(machine: Machine, shown: Sequence[dict[str, Any]], used: Sequence[str]) -> Cards:
+    """Return the MACs of a machine's NICs: as given, as its guest has `shown` them, as its hypervisor sees them `used`."""
+    return Cards(
         given=tuple(sorted(nic.mac for nic in machine.nics)),
         guest=tuple(sorted(str(one["mac"]) for one in shown)),
         host=tuple(sorted(used)),
     )
-    return cards, _with_addresses(machine, shown) if machine.network is NetworkKind.LIBVIRT else machine
 
 
 async def configure(machine: Machine, agent: Agent, *, urgent: bool = False) -> list[dict[str, Any]]:
@@ -126,10 +131,11 @@ async def learn(machine: Machine, agent: Agent) -> Machine:
     if machine.network is not NetworkKind.LIBVIRT or not machine.nics:
         return machine
     answer = await agent.call("interfaces", deadline_s=CONFIGURE_DEADLINE_S, repeat=True)
-    return _with_addresses(machine, answer["interfaces"])
+    return with_addresses(machine, answer["interfaces"])
 
 
-def _with_addresses(machine: Machine, shown: Sequence[dict[str, Any]]) -> Machine:
+def with_addresses(machine: Machine, shown: Sequence[dict[str, Any]]) -> Machine:
+    """Return the manifest with the addresses that its guest has `shown`."""
     by_mac = {str(one["mac"]): one for one in shown}
 
     def fill(nic: Nic) -> Nic:

@@ -1,6 +1,7 @@
 """A running guest of libvirt becomes a disk image and a hidden state image in Glance.
 
-    cards out ── liveclone: memory, device state, disk at one instant, onto an overlay ── cards in
+    agent: identity ── cards out ── liveclone: memory, device state, disk at one instant, onto an overlay ── cards in
+        │                                                                agent: addresses, fresh entropy (`source`)
         │        liveclone: split, disk copied, overlay committed back
         └─ all of it in instances_path/liveclone/captures/UUID, with a journal: `recovery` reads it if we die
     disk made one file, memory compressed, both described and sealed ── state image up ── disk image up
@@ -35,6 +36,7 @@ from liveclone.model.snapshot import CaptureMethod
 from liveclone.store.journal import Journal
 from liveclone_nova import conf, domains, properties, recovery, seal, state_file, state_images
 from liveclone_nova.exceptions import LiveSnapshotFailed
+from liveclone_nova.source import Source, open_source
 from liveclone_nova.vifs import Vifs
 
 LOG = logging.getLogger(__name__)
@@ -119,7 +121,8 @@ class _Capture:
     def carry_out(self, update_task_state: Callable[..., None]) -> None:
         """Do all of it, in the order of the module."""
         self._begin()
-        found = asyncio.run(self._take())
+        found, source = asyncio.run(self._take())
+        identity = source.describe()
         update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
         with compute_utils.disk_ops_semaphore:
             asyncio.run(flatten.flatten(self.frozen, self.disk, found.disks[0].format))
@@ -127,7 +130,7 @@ class _Capture:
         update_task_state(
             task_state=task_states.IMAGE_UPLOADING, expected_state=task_states.IMAGE_PENDING_UPLOAD
         )
-        self._upload(found)
+        self._upload(found, identity, source.problem)
 
     def _begin(self) -> None:
         recovery.settle(self.driver, self.folder)  # an earlier one may have left the guest on its overlay
@@ -140,22 +143,31 @@ class _Capture:
         if self.is_as_before:
             files.remove_tree(self.folder)
 
-    async def _take(self) -> Adoption:
+    async def _take(self) -> tuple[Adoption, Source]:
         """Capture the guest into the files of the folder; it runs as before when this returns or raises."""
         hypervisor = libvirt_driver.LibvirtDriver(self.driver._host._uri)
         found = await hypervisor.look(self.folder, self.instance.uuid)
-        plan = self._plan(found)
-        handle = await hypervisor.open(plan.machine, self.folder)
+        machine = domains.machine_of(self.instance.uuid, found)
+        handle = await hypervisor.open(machine, self.folder)
         try:
-            self.is_as_before = False
-            await handle.capture(plan)
+            async with open_source(handle, machine, self.image_id) as source:
+                plan = self._plan(found, source)
+                self.is_as_before = False
+                try:
+                    await source.prepare()
+                    self.journal.note("prepared", nics=source.machine.nics)
+                    await handle.capture(plan)
+                finally:
+                    try:
+                        await asyncio.to_thread(self.vifs.put_back)
+                        self.is_as_before = not plan.next_disk.exists()
+                    finally:
+                        await source.go_on()
         finally:
             await handle.close()
-            await asyncio.to_thread(self.vifs.put_back)
-            self.is_as_before = not plan.next_disk.exists()
-        return found
+        return found, source
 
-    def _plan(self, found: Adoption) -> CapturePlan:
+    def _plan(self, found: Adoption, source: Source) -> CapturePlan:
         (disk,) = found.disks
         present = Path(disk.path)
         layer = present.with_name(f"{present.name}.{_LAYER.format(self.image_id[:8])}")
@@ -180,18 +192,20 @@ class _Capture:
             deadline_s=_DEADLINE_S,
             note=self.journal.note,
             before_pause=lambda: asyncio.to_thread(self.vifs.take_out),
-            after_pause=self._put_back,
+            after_pause=lambda: self._put_back(source),
             disks=(captured,),
         )
 
-    async def _put_back(self) -> None:
+    async def _put_back(self, source: Source) -> None:
         """Put the cards back as soon as the guest runs again; what fails is tried again at the end, and said then."""
         try:
             await asyncio.to_thread(self.vifs.put_back)
         except Exception:
             LOG.warning("Cards will be put back at the end of the live snapshot", instance=self.instance)
+        else:
+            await source.reconnect()
 
-    def _upload(self, found: Adoption) -> None:
+    def _upload(self, found: Adoption, identity: seal.Identity | None, no_identity: str) -> None:
         """Bring both images to Glance; on failure the state image goes, and the caller removes the other one."""
         image = self.image_api.get(self.context, self.image_id)
         state_image = state_images.create(self.image_api, self.context, image["name"], self.image_id)
@@ -199,20 +213,26 @@ class _Capture:
             failed.callback(state_images.delete, self.image_api, self.context, state_image)
             self.journal.note("uploading", state_image=state_image)
             with compute_utils.disk_ops_semaphore:
-                description = self._pack(found, state_image)
+                description = self._pack(found, state_image, identity, no_identity)
             state_images.upload(self.image_api, self.context, state_image, {}, self.packed)
             metadata = self.driver._create_snapshot_metadata(
                 self.instance.image_meta, self.instance, "qcow2", image["name"]
             )
             metadata["properties"] = {key: value for key, value in metadata["properties"].items() if value}
-            metadata["properties"] |= {properties.STATE: state_image, properties.REQUIRED_TRAIT: "required"}
+            metadata["properties"] |= {
+                properties.STATE: state_image,
+                properties.REQUIRED_TRAIT: "required",
+                properties.IDENTITY: no_identity or properties.VERIFIABLE,
+            }
             metadata["min_ram"] = self.instance.flavor.memory_mb
             seen = state_images.upload(self.image_api, self.context, self.image_id, metadata, self.disk)
             if seen.get("os_hash_value") != description.disk.digest:
                 raise LiveSnapshotFailed(reason="the disk is not in Glance as it was sent there")
             failed.pop_all()
 
-    def _pack(self, found: Adoption, state_image: str) -> seal.Description:
+    def _pack(
+        self, found: Adoption, state_image: str, identity: seal.Identity | None, no_identity: str
+    ) -> seal.Description:
         disk = state_file.describe(self.disk)
         ram_bytes = self.memory.stat().st_size
 
@@ -236,6 +256,8 @@ class _Capture:
                 source=self.instance.uuid,
                 project=str(self.instance.project_id),
                 taken_at=now(),
+                identity=identity,
+                no_identity=no_identity,
             )
 
         return state_file.write(self.packed, self.device_state, self.memory, conf.seal_keys()[0], describe)

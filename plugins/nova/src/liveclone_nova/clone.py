@@ -2,7 +2,7 @@
 
     spawn ── open_clone: may it be? is the state this cloud's own, of this very image, and for this host? fetch it
                └─ Nova: disk from the image, description, host's side of the cards
-                    └─ _create_guest ── Clone.start: restore, no card ── identity ── cards ── run
+                    └─ _create_guest ── Clone.start: restore, no card ── run ── identity, verified ── cards
 
 Only in the first build of a server. Rebuilt, evacuated, unshelved it boots from its disk as any other: the memory would
 not go with what has been written since. What does not fit is ImageUnacceptable, with which Nova aborts the build and tries
@@ -35,7 +35,17 @@ from liveclone.drivers.libvirt.registry import DomainRef
 from liveclone.errors import LivecloneError, StoreError
 from liveclone.formats.domain_rewrite import CloneSpec
 from liveclone.model.machine import Boot, Hardware, Memory, MemorySource
-from liveclone_nova import capture, clone_xml, conf, domains, fitting, identity, properties, states
+from liveclone_nova import (
+    capture,
+    clone_xml,
+    conf,
+    domains,
+    fitting,
+    identity,
+    parameters,
+    properties,
+    states,
+)
 from liveclone_nova.seal import Description
 from liveclone_nova.states import State
 from liveclone_nova.vifs import Vifs
@@ -65,15 +75,16 @@ def open_clone(
     """
     with ExitStack() as held:
         with _explained(instance):
-            identity.check(instance)
             if reasons := capture.find_host_obstacles():
                 raise _unacceptable(instance, reasons)
             wanted = _wanted(driver, context, instance)
             host = domains.host_of(driver)
 
             def check(description: Description) -> None:
-                if problems := fitting.find_problems(description, wanted, host):
+                problems = fitting.find_problems(description, wanted, host)
+                if problems := [*identity.find_problems(description), *problems]:
                     raise _unacceptable(instance, problems)
+                parameters.parameters_of(instance)  # refuses some
 
             state = held.enter_context(states.use(driver._image_api, context, wanted.state_image, check))
         yield Clone(driver, context, instance, network_info, state)
@@ -119,23 +130,45 @@ class Clone:
             pause: leave it standing still with its cards; else it runs.
 
         Raises:
-            ImageUnacceptable: it cannot be restored. Or what Nova raises. No domain is left.
+            ImageUnacceptable: it cannot be restored, or is not verified. Or what Nova raises. No domain is left.
         """
         with ExitStack() as failed:
+            cards = Vifs(self.driver, self.context, self.instance)
             with _explained(self.instance):
                 spec = clone_xml.plan(split.read_header(self.state.device_state).xml, xml)
                 self.driver.cpu_api.power_up_for_instance(self.instance)
                 asyncio.run(self._with_link(lambda link: self._restore(link, spec, xml)))
                 failed.callback(lambda: asyncio.run(self._with_link(self._end)))
-                identity.settle(self.instance)
-            cards = Vifs(self.driver, self.context, self.instance)
-            for vif in self.network_info or ():
-                cards.attach(vif)
+                is_verified = self._settle(cards)
             guest = self.driver._host.get_guest(self.instance)
-            if not pause:
-                guest.resume()
+            if is_verified and pause:
+                guest.pause()
+            elif not is_verified:
+                for vif in self.network_info or ():
+                    cards.attach(vif)
+                if not pause:
+                    guest.resume()
             failed.pop_all()
         return guest
+
+    def _settle(self, cards: Vifs) -> bool:
+        """Let it run and become a machine of its own, with its cards; False, and nothing is done, if it cannot."""
+        found = self.state.description.identity
+        if found is None:
+            identity.mark_unverified(self.context, self.instance, self.state.description)
+            return False
+        settling = identity.Settling(
+            driver=self.driver,
+            context=self.context,
+            instance=self.instance,
+            identity=found,
+            folder=self._folder(),
+            state=self.state.folder,
+            network_info=self.network_info,
+            attach=cards.attach,
+        )
+        asyncio.run(settling.carry_out())
+        return True
 
     async def _with_link(self, work: Callable[[Link], Awaitable[None]]) -> None:
         link = await open_link(self.driver._host._uri, self.instance.name)
@@ -145,11 +178,10 @@ class Clone:
             await link.close()
 
     async def _restore(self, link: Link, spec: CloneSpec, xml: str) -> None:
-        folder = Path(libvirt_utils.get_instance_path(self.instance))
         plan = RestorePlan(
             machine_id=self.instance.uuid,
             name=spec.name,
-            folder=folder,  # `domain.json` in it says whether the memory is shared, and why not
+            folder=self._folder(),  # `domain.json` in it says whether the memory is shared, and why not
             hardware=Hardware(ram_bytes=self.state.description.ram_bytes),
             boot=Boot(),
             disk=Path(next(iter(spec.disks.values()))[0]),
@@ -162,6 +194,9 @@ class Clone:
 
     async def _end(self, link: Link) -> None:
         await restore.forget(link, self._ref())
+
+    def _folder(self) -> Path:
+        return Path(libvirt_utils.get_instance_path(self.instance))
 
     def _ref(self) -> DomainRef:
         return DomainRef(uri=self.driver._host._uri, uuid=self.instance.uuid, name=self.instance.name)

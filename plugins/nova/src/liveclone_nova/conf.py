@@ -29,10 +29,12 @@ that it sealed is needed any more. Without a key no live snapshot is taken, and 
         "unverified_clones",
         default=False,
         help="""
-Start servers from live snapshots though nobody has verified that they are machines of their own.
+Start servers also from live snapshots in whose source no agent of liveclone's answered, so that nobody can verify that they
+are machines of their own.
 
 Such a server has its source's host name, machine id, SSH host keys, and whatever else was in the memory, and it has its
-network at once. It is marked: its system metadata has liveclone_identity=unverified.
+network at once. It is marked: its system metadata has liveclone_identity=unverified. Where there was an agent, servers are
+verified in any case, and those that are not machines of their own are refused in any case.
 """,
     ),
 ]

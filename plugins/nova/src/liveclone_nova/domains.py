@@ -35,6 +35,7 @@ def machine_of(uuid: str, found: Adoption) -> Machine:
         memory=Memory(path="", source=MemorySource.ANONYMOUS),
         process=found.process,
         network=NetworkKind.LIBVIRT,
+        nics=found.nics,
         generation=Generation(counter=0, uuid=uuid),
         domain=found.uuid,
         adopted=True,

@@ -21,6 +21,7 @@ from liveclone_nova import (
     clone,
     conf,
     endpoint,
+    guest_devices,
     interface,
     properties,
     recovery,
@@ -76,6 +77,15 @@ class LibvirtDriver(interface.LiveSnapshotDriver, nova_libvirt_driver.LibvirtDri
                 self._clones[instance.uuid] = opened.enter_context(cloning)
                 opened.callback(self._clones.pop, instance.uuid)
             super().spawn(context, instance, *args, network_info=network_info, **kwargs)
+
+    def _get_guest_xml(
+        self, context: nova_context.RequestContext, instance: objects.Instance, *args: Any, **kwargs: Any
+    ) -> str:
+        novas = super()._get_guest_xml(context, instance, *args, **kwargs)
+        xml, missing = guest_devices.add(novas, self._host.get_connection())
+        if missing:
+            LOG.warning("The guest goes without %s", " and ".join(missing), instance=instance)
+        return xml
 
     def _create_guest(
         self,

@@ -1,7 +1,8 @@
 """After nova-compute died in the middle of something: the guest is put back on its disk and its cards, the rest goes.
 
     captures/UUID      the journal says how far the capture was: libvirt's job is ended, the overlay written back into the
-                       disk, the cards put back, the state image deleted. The disk image stays, without data, as Nova's do
+                       disk, the cards put back, the guest's agent told, the state image deleted. The disk image
+                       stays, without data, as Nova's do
     states/ID.part     a state that was being fetched
     states/ID/*.save   what libvirt was given to start a server from; the server, which Nova sets to ERROR, has no card
 
@@ -23,9 +24,12 @@ from oslo_log import log as logging
 from liveclone.drivers.libvirt import driver as libvirt_driver
 from liveclone.errors import LivecloneError, NotFound
 from liveclone.host import files
+from liveclone.model import base
+from liveclone.model.network import Nic
 from liveclone.store.journal import Entry, Journal
 from liveclone_nova import conf, domains, state_images
 from liveclone_nova.exceptions import LiveSnapshotFailed
+from liveclone_nova.source import open_source
 from liveclone_nova.vifs import Vifs
 
 LOG = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ def settle(driver: nova_libvirt_driver.LibvirtDriver, folder: Path) -> None:
             LOG.error("Its guest is not as it was: %s", error.fields())
             raise LiveSnapshotFailed(reason=error.message) from error
         _put_back_cards(driver, folder.name)
+        asyncio.run(_renew(driver, folder, entry))
         _delete_state_image(driver, entry)
     files.remove_tree(folder)
 
@@ -79,6 +84,24 @@ async def _put_back(driver: nova_libvirt_driver.LibvirtDriver, folder: Path, ent
         raise LiveSnapshotFailed(
             reason=f"{found.name} is still on an overlay: is its disk's file system full?"
         )
+
+
+async def _renew(driver: nova_libvirt_driver.LibvirtDriver, folder: Path, entry: Entry) -> None:
+    """Let a guest that an agent had prepared go on; one that does not answer is left alone."""
+    hypervisor = libvirt_driver.LibvirtDriver(driver._host._uri)
+    nics = base.convert(entry.facts.get("nics", ()), tuple[Nic, ...], "the journal")
+    try:
+        machine = domains.machine_of(folder.name, await hypervisor.look(folder, folder.name))
+        handle = await hypervisor.open(machine, folder)
+        try:
+            async with open_source(handle, machine, str(entry.facts.get("image", ""))) as source:
+                await source.go_on_after_death(nics)
+        finally:
+            await handle.close()
+    except NotFound:  # it has ended
+        return
+    except LivecloneError as error:
+        LOG.warning("The guest of %s was not renewed: %s", folder.name, error.fields())
 
 
 def _put_back_cards(driver: nova_libvirt_driver.LibvirtDriver, uuid: str) -> None:

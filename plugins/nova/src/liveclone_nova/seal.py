@@ -1,6 +1,6 @@
 """What says that this cloud itself made a live snapshot's state: an HMAC over its description, under a key of the cloud's.
 
-    state image     head, 8 KiB: a line with the seal, the description as JSON, blanks
+    state image     head, 64 KiB: a line with the seal, the description as JSON, blanks
                     device state: a save image of libvirt's, without pages
                     memory image, compressed by zstd; its holes are zeros
 
@@ -8,6 +8,8 @@ Anybody who may upload an image, or write the properties of one, may offer a "st
 head, whose seal must fit before a word of it is believed; then the parts, which must be what the head says, to the byte,
 before zstd or QEMU sees them. The description names the two images that belong together by their ids, so that neither
 goes with another one, and the disk by its digest.
+
+So what a clone's identity is compared with is this cloud's own word too, though the clone is made on another host.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ import hmac
 import re
 from collections.abc import Sequence
 
-from liveclone.errors import Corrupt
+from liveclone.errors import Corrupt, Refused
 from liveclone.model import base
 from liveclone.model.base import Value
+from liveclone.model.identity import Evidence, ItemReport
 
-HEAD_BYTES = 8192
+HEAD_BYTES = 65536
 DIGEST = "sha512"  # Glance's own, so that what it says of an image can be compared
-_MARK = b"liveclone-nova-state 1"
-_LINE = re.compile(rb"liveclone-nova-state 1 ([0-9a-f]{64}) ([0-9]{5})\n")
+_MARK = b"liveclone-nova-state 2"
+_LINE = re.compile(rb"liveclone-nova-state 2 ([0-9a-f]{64}) ([0-9]{5})\n")
 
 
 class Part(Value, frozen=True, kw_only=True):
@@ -32,6 +35,22 @@ class Part(Value, frozen=True, kw_only=True):
 
     size_bytes: int
     digest: str
+
+
+class Identity(Value, frozen=True, kw_only=True):
+    """What a clone's evidence is compared with.
+
+    Args:
+        key: of the digests, in hex. Who has the state image has it, and the memory in which the values themselves are.
+        items: the source's at the capture, digests only.
+        renewed: the source's evidence after the capture: its own new generation and randomness.
+        addresses: the source's, those that its guest showed.
+    """
+
+    key: str
+    items: tuple[ItemReport, ...]
+    renewed: Evidence
+    addresses: tuple[str, ...] = ()
 
 
 class Description(Value, frozen=True, kw_only=True):
@@ -46,6 +65,7 @@ class Description(Value, frozen=True, kw_only=True):
         hypervisor: "libvirt 11.3.0, qemu 10.0.2".
         cpu: the guest's processor as libvirt has it; host_cpu: the model of the host's.
         source, project: ids of the server and its project.
+        identity: None where the guest had no agent that answered; `no_identity` says why.
     """
 
     disk_image: str
@@ -65,6 +85,8 @@ class Description(Value, frozen=True, kw_only=True):
     source: str
     project: str
     taken_at: datetime.datetime
+    identity: Identity | None = None
+    no_identity: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -73,10 +95,23 @@ class Description(Value, frozen=True, kw_only=True):
 
 
 def render_head(description: Description, key: bytes) -> bytes:
-    """Return the sealed head of a state image."""
+    """Return the sealed head of a state image.
+
+    Raises:
+        Refused: it is too long, as only what the guest's agent reports can make it (code "too-long").
+    """
     text = base.encode(description)
     head = b"%s %s %05d\n" % (_MARK, _seal(text, key), len(text)) + text
-    assert len(head) <= HEAD_BYTES, "a description has no texts of any length"
+    if len(head) > HEAD_BYTES:
+        raise Refused(
+            f"what the guest's agent reports of its identity is too long: {len(text)} bytes",
+            code="too-long",
+            tried="describing the state of a live snapshot",
+            on=description.source,
+            seen=f"{HEAD_BYTES} bytes are its place",
+            source_state="running, as before",
+            next_step="look at the agent in the guest: it is none of ours",
+        )
     return head.ljust(HEAD_BYTES)
 
 

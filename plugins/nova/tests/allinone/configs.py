@@ -216,7 +216,7 @@ def plan_compute(places: Places, host: str, driver: str) -> Sections:
             "images_type": "qcow2",
             "inject_partition": -2,
         },
-        "liveclone": {"seal_keys": SEAL_KEY, "unverified_clones": True},
+        "liveclone": {"seal_keys": SEAL_KEY},
         # Soon, so that a test sees it: what no server needs goes, and state images without their disk image.
         "image_cache": {"manager_interval": 2, "remove_unused_original_minimum_age_seconds": 2},
         "vnc": {"enabled": False},

@@ -167,12 +167,13 @@ def read_ticks(demo: Any, server: Any) -> list[guests.Tick]:
     return guests.read_ticks(demo.compute.get_server_console_output(server)["output"] or "")
 
 
-def wait_for_tick(demo: Any, server: Any, after: int = 0) -> guests.Tick:
-    """Wait until the guest of a server has counted beyond a number; return what it then says."""
+def wait_for_tick(demo: Any, server: Any, after: int = 0, agent: str = "") -> guests.Tick:
+    """Wait until the guest of a server has counted beyond a number, and has such an agent; return what it then says."""
     seen: list[guests.Tick] = []
 
     def has_ticked() -> bool:
-        seen.extend(tick for tick in read_ticks(demo, server) if tick.count > after)
+        ticks = read_ticks(demo, server)
+        seen.extend(tick for tick in ticks if tick.count > after and agent in ("", tick.agent))
         return bool(seen)
 
     wait_until(has_ticked, f"the guest of {server.name} does not run")

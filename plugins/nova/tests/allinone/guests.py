@@ -19,7 +19,7 @@ from liveclone.units import GIB
 GUEST = Path(__file__).with_name("guest")
 DISK_GIB = 2
 RAM_MIB = 256
-_TICK = re.compile(r"tick count=(\d+) word=(\S+) disk=(\S+) mac=(\S+) host=(\S+)\r?\n")
+_TICK = re.compile(r"tick count=(\d+) word=(\S+) disk=(\S+) mac=(\S+) host=(\S+) agent=(\S+)\r?\n")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Tick:
     disk: str  # what it last wrote and read again
     mac: str  # of its network card, or `none`
     host: str
+    agent: str  # `yes` from when liveclone's agent has opened its port
 
 
 def build(cache: Path) -> Image:

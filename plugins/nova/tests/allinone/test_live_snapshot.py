@@ -38,7 +38,7 @@ def test_a_host_with_novas_own_driver_has_no_live_snapshots(demo: Any, boot: Boo
 def source(demo: Any, boot: Boot) -> Any:
     """A server that has run for a while."""
     server = boot("web")
-    wait_for_tick(demo, server, after=2)
+    wait_for_tick(demo, server, after=2, agent="yes")
     return server
 
 
@@ -60,6 +60,11 @@ def test_three_servers_go_on_where_a_running_one_was(
         assert ticks[-1].mac == mac_of(demo, clone)
         assert {tick.mac for tick in ticks} <= {"none", ticks[-1].mac}, "it had another one's card"
         assert cloud.why_memory_is_not_shared(clone) is None
+        assert ticks[-1].host == clone.name != before.host
+        assert {tick.host for tick in ticks if tick.mac != "none"} == {clone.name}, (
+            "a card before its identity"
+        )
+        assert read_event(demo, clone).startswith("Success: verified and its cards")
         firsts.add(ticks[0].count)
     assert len(firsts) == 1, "they start at different instants"
     assert before.count < min(firsts) <= last.count
@@ -141,6 +146,16 @@ def assert_no_tick_is_missing(ticks: list[Tick]) -> None:
     counts = [tick.count for tick in ticks]
     assert counts == list(range(counts[0], counts[-1] + 1))
     assert {tick.disk for tick in ticks} == {f"{tick.word}.{tick.count}" for tick in ticks}
+
+
+def read_event(demo: Any, server: Any) -> str:
+    """Return what its owner is told of a server's identity."""
+    (request,) = (one.request_id for one in demo.compute.server_actions(server) if one.action == "create")
+    path = f"/servers/{server.id}/os-instance-actions/{request}"
+    answer = demo.compute.get(path, microversion="2.84").json()["instanceAction"]
+    (event,) = (one for one in answer["events"] if one["event"] == "liveclone_identity")
+    assert "details" not in event
+    return str(event["result"])
 
 
 def mac_of(demo: Any, server: Any) -> str:

@@ -32,6 +32,7 @@ def disabled(cloud: Cloud, host: str) -> Iterator[None]:
 def test_a_server_goes_on_on_the_other_host(cloud: Cloud, demo: Any, boot: Boot, take: Take) -> None:
     with disabled(cloud, SECOND_HOST):
         source = boot("web")
+    wait_for_tick(demo, source, agent="yes")
     image_id = take(source)
     with disabled(cloud, HOST):
         clone = boot("clone", image_id=image_id)

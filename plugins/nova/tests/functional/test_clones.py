@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import fixtures
 from nova import context, objects
+from nova.virt.libvirt import host as libvirt_host
 
-from liveclone_nova import policies
+from liveclone.model.identity import Finding
+from liveclone_nova import evidence, policies
+from liveclone_nova.conf import CONF
 
-from .base import PluginTestCase
+from ..unit.states import make_evidence, make_identity, make_state
+from .base import STATE_IMAGE, PluginTestCase
 
 KEY = "0123456789abcdef0123456789abcdef"
 
 
 class Clones(PluginTestCase):
+    def offer(self, **description: Any) -> None:
+        """Put a state into Glance, as this cloud seals them."""
+        with tempfile.TemporaryDirectory() as folder:
+            data = make_state(Path(folder) / "state", KEY.encode(), state_image=STATE_IMAGE, **description)
+        self.glance.create(None, {"id": STATE_IMAGE, "properties": {}})
+        self.glance.download = lambda *_, **__: iter([data])
+        self.flags(seal_keys=[KEY], group="liveclone")
+
     def fail(self, **arguments: Any) -> str:
         """Create a server from a live snapshot, which has to end in an error on the one host; return its words."""
         image = self.take(self.boot())
@@ -24,15 +40,106 @@ class Clones(PluginTestCase):
         return str(server["fault"]["message"])
 
     def test_nobody_can_verify_it(self) -> None:
-        assert "[liveclone]/unverified_clones" in self.fail()
+        self.offer(no_identity="the guest has no port")
+        words = self.fail()
+        assert "its identity cannot be verified (the guest has no port)" in words
+        assert "[liveclone]/unverified_clones" in words
+
+    def test_the_operator_may_not_mind_that(self) -> None:
+        """What else speaks against it (it is another image's) is said then."""
+        self.flags(unverified_clones=True, group="liveclone")
+        self.offer(no_identity="the guest has no port")
+        words = self.fail()
+        assert "its state belongs to image" in words
+        assert "identity" not in words
+
+    def test_where_an_agent_was_there_is_nothing_to_mind(self) -> None:
+        self.offer(identity=make_identity())
+        words = self.fail()
+        assert "its state belongs to image" in words
+        assert "identity" not in words
 
     def test_its_host_has_no_key(self) -> None:
-        self.flags(unverified_clones=True, group="liveclone")
         assert "no [liveclone]/seal_keys" in self.fail()
 
     def test_its_state_is_missing(self) -> None:
-        self.flags(unverified_clones=True, seal_keys=[KEY], group="liveclone")
+        self.flags(seal_keys=[KEY], group="liveclone")
         assert "its state is not there" in self.fail()
+
+
+class Evidence(PluginTestCase):
+    """An event of the action by which the server was made, in Nova's own records."""
+
+    def tell(self, **changes: Any) -> dict[str, Any]:
+        server = self.boot()
+        (action,) = self.admin_api.get_instance_actions(server["id"])
+        asked = context.get_admin_context()
+        asked.request_id = action["request_id"]
+        instance = objects.Instance.get_by_uuid(asked, server["id"])
+        told = make_evidence(server["id"], **changes)
+        evidence.tell(asked, instance, evidence.summarize(told), told)
+        return {"server": server["id"], "request": action["request_id"]}
+
+    def read(self, api: Any, *, server: str, request: str) -> dict[str, Any]:
+        answer = api.api_get(f"/servers/{server}/os-instance-actions/{request}").body
+        events = {event["event"]: event for event in answer["instanceAction"]["events"]}
+        return dict(events[evidence.EVENT])
+
+    def test_its_owner_reads_what_came_of_it(self) -> None:
+        event = self.read(self.api, **self.tell())
+        assert event["result"] == "Success: verified; unlike in the snapshot and 0 others: hostname"
+        assert event["finish_time"]
+        assert "details" not in event
+
+    def test_a_sentence_that_is_too_long_is_cut(self) -> None:
+        findings = tuple(Finding(item=f"item-{number}", reason="no reason " * 9) for number in range(9))
+        result = self.read(self.api, **self.tell(findings=findings))["result"]
+        assert result.startswith("Error: not verified: item-0: no reason")
+        assert len(result) == 255
+        assert result.endswith("...")
+
+    def test_an_administrator_reads_all_of_it(self) -> None:
+        told = self.tell()
+        event = self.read(self.admin_api, **told)
+        assert json.loads(event["details"])["machine"] == told["server"]
+        assert event["host"] == CONF.host
+
+    def test_an_operator_may_let_the_owner_read_all_of_it(self) -> None:
+        told = self.tell()
+        rules = {"os_compute_api:os-instance-actions:events:details": "project_id:%(project_id)s"}
+        self.policy.set_rules(rules, overwrite=False)
+        assert json.loads(self.read(self.api, **told)["details"])["items"]
+
+    def test_a_server_without_an_action_on_record_is_no_failure(self) -> None:
+        server = self.boot()
+        asked = context.RequestContext("user", self.api.project_id)
+        instance = objects.Instance.get_by_uuid(context.get_admin_context(), server["id"])
+        evidence.tell(asked, instance, "Success")
+
+
+class Devices(PluginTestCase):
+    """What a guest has, as Nova's libvirt is told."""
+
+    def xml(self) -> str:
+        """Return what libvirt is given for a server."""
+        given: list[str] = []
+        define = libvirt_host.Host.write_instance_config
+
+        def watch(host: Any, xml: str) -> Any:
+            given.append(xml)
+            return define(host, xml)
+
+        name = "nova.virt.libvirt.host.Host.write_instance_config"
+        self.useFixture(fixtures.MonkeyPatch(name, watch))
+        self.boot()
+        return given[-1]
+
+    def test_each_guest_has_the_agents_port(self) -> None:
+        assert "org.liveclone.agent.0" in self.xml()
+
+    def test_a_host_without_vmgenid_says_so(self) -> None:
+        assert "genid" not in self.xml()
+        assert "The guest goes without VMGENID (its QEMU has none)" in self.stdlog.logger.output
 
 
 class Images(PluginTestCase):

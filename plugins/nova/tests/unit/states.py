@@ -6,14 +6,16 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from liveclone.model.identity import Evidence, Generation, ItemReport, ItemStatus
 from liveclone_nova import state_file
-from liveclone_nova.seal import Description, Part
+from liveclone_nova.seal import Description, Identity, Part
 
 KEY, OLD_KEY, FOREIGN_KEY = (bytes([letter]) * 32 for letter in b"kof")
 DISK, STATE, OTHER = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "789")
 
 PAGE = 4096
 RAM_BYTES = 4 << 20
+WHEN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 PAGES = {0: b"first", 17: b"second", RAM_BYTES // PAGE - 1: b"last"}
 
 
@@ -36,10 +38,32 @@ def describe(device_state: Part, memory: Part, **changes: Any) -> Description:
             "host_cpu": "Skylake-Server",
             "source": "source",
             "project": "project",
-            "taken_at": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            "taken_at": WHEN,
             **changes,
         }
     )
+
+
+def make_evidence(machine: str, **changes: Any) -> Evidence:
+    """Return evidence of a machine whose host name is new."""
+    item = ItemReport(
+        item="hostname", required=True, status=ItemStatus.CHANGED, before="a" * 64, after="b" * 64
+    )
+    generation = Generation(counter=1, uuid=machine)
+    made = Evidence(
+        machine=machine, name=machine, snapshot=DISK, generation=generation, items=(item,), at=WHEN
+    )
+    changed: Evidence = made.replace(**changes)
+    return changed
+
+
+def make_identity(count: int = 1) -> Identity:
+    """Return what clones are compared with, of so many items."""
+    items = (
+        ItemReport(item=f"item-{number}", required=True, status=ItemStatus.PRESENT, before="a" * 64)
+        for number in range(count)
+    )
+    return Identity(key="00" * 32, items=tuple(items), renewed=make_evidence("source"))
 
 
 def make_memory(path: Path) -> Path:

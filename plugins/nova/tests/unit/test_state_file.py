@@ -8,11 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from liveclone.errors import Corrupt
+from liveclone.errors import Corrupt, Refused
 from liveclone_nova import seal, state_file
 from liveclone_nova.seal import HEAD_BYTES, Description, Part
 
-from .states import FOREIGN_KEY, KEY, OLD_KEY, PAGES, RAM_BYTES, STATE, describe, make_memory, make_state
+from .states import (
+    FOREIGN_KEY,
+    KEY,
+    OLD_KEY,
+    PAGES,
+    RAM_BYTES,
+    STATE,
+    describe,
+    make_identity,
+    make_memory,
+    make_state,
+)
 
 
 def fetch(data: bytes, folder: Path, keys: tuple[bytes, ...] = (KEY,), piece: int = 5000) -> Description:
@@ -157,4 +168,13 @@ def test_the_last_page_and_the_first_are_in_the_memory(tmp_path: Path) -> None:
 def test_the_longest_description_fits_its_place() -> None:
     part = Part(size_bytes=1 << 60, digest="f" * 128)
     texts = dict.fromkeys(("hypervisor", "machine_type", "cpu", "host_cpu", "project", "source"), "x" * 100)
-    assert len(seal.render_head(describe(part, part, disk=part, **texts), KEY)) == HEAD_BYTES
+    longest = describe(part, part, disk=part, identity=make_identity(50), **texts)
+    head = seal.render_head(longest, KEY)
+    assert len(head) == HEAD_BYTES
+    assert seal.parse_head(head, [KEY]) == longest
+
+
+def test_a_guest_that_reports_without_end_cannot_be_described() -> None:
+    part = Part(size_bytes=1, digest="f" * 128)
+    with pytest.raises(Refused, match="too long"):
+        seal.render_head(describe(part, part, identity=make_identity(1000)), KEY)

@@ -1,8 +1,9 @@
 """One compute host of Nova's libvirt driver, ours, with a libvirt of a test's own below it and nothing of Nova above.
 
 Real: Nova's driver with its image backend, its descriptions of guests, its attaching and detaching of cards; libvirt, QEMU
-under emulation, guests. Stand-ins: Glance (glance.py), the database (an instance is saved nowhere), and the host's side of
-a card, which Nova's own code would make in the network namespace that the test is in: it is a tap in libvirtd's.
+under emulation, guests. Stand-ins: Glance (glance.py), the database (an instance is saved nowhere, the events of actions are
+in EVENTS), and the host's side of a card, which Nova's own code would make in the network namespace that the test is in: it
+is a tap in libvirtd's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .guest import CMDLINE, Guest
 
 KEY = "0123456789abcdef0123456789abcdef"
 RAM_MIB = 128
+EVENTS: dict[str, objects.InstanceActionEvent] = {}  # the latest of each instance
 
 
 class TapInTheirNamespace(nova_vif.LibvirtGenericVIFDriver):
@@ -57,6 +59,9 @@ def take_the_place_of_nova(patch: pytest.MonkeyPatch) -> None:
     objects.register_all()
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
     patch.setattr(objects.Instance, "save", lambda *_, **__: None)
+    patch.setattr(
+        objects.InstanceActionEvent, "create", lambda event, uuid, _request: EVENTS.update({uuid: event})
+    )
     none = objects.BlockDeviceMappingList()
     patch.setattr(objects.BlockDeviceMappingList, "get_by_instance_uuid", lambda *_, **__: none)
 
@@ -78,14 +83,18 @@ class Cloud:
         self.driver.init_host("compute1")
         self._number, self.image = 0, ""
 
-    def add_image(self, kernel: Path, initrd: Path) -> None:
-        """Make the image that servers are made from, unless they are made from another one: an empty disk."""
+    def make_disk(self) -> Path:
+        """Return an empty disk."""
         disk = self.instances_path.parent / "disk.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
+        return disk
+
+    def add_image(self, disk: Path, kernel: Path, initrd: Path, cmdline: str = CMDLINE) -> str:
+        """Make an image that servers can be made from, and return its id."""
         boot = {"container_format": "bare", "disk_format": "raw"}
         kernel_id, ramdisk_id = (self.images.add(path, **boot) for path in (kernel, initrd))
-        properties = {"kernel_id": kernel_id, "ramdisk_id": ramdisk_id, "os_command_line": CMDLINE}
-        self.image = self.images.add(disk, disk_format="qcow2", properties=properties)
+        properties = {"kernel_id": kernel_id, "ramdisk_id": ramdisk_id, "os_command_line": cmdline}
+        return self.images.add(disk, disk_format="qcow2", properties=properties)
 
     def _configure(self, uri: str) -> None:
         conf.register()
@@ -120,7 +129,7 @@ class Cloud:
         thread_pool_factory.reset_all_executors()
 
     def make_instance(self, image_id: str = "", **flavor: Any) -> objects.Instance:
-        """Return an instance that is about to be spawned from the image."""
+        """Return an instance that is about to be spawned from the image, `image` without one."""
         self._number += 1
         image_id = image_id or self.image
         image = self.images.get(None, image_id)
@@ -170,7 +179,16 @@ class Cloud:
         return instance
 
     def _make_network(self, number: str) -> Any:
-        network = model.Network(id=str(uuid.uuid4()), bridge="", label="lab", subnets=[], meta={"mtu": 1400})
+        subnet = model.Subnet(
+            cidr="10.77.0.0/24",
+            ips=[model.FixedIP(address=f"10.77.0.{int(number, 16)}")],
+            gateway=model.IP("10.77.0.254"),
+            dns=[],
+            routes=[],
+        )
+        network = model.Network(
+            id=str(uuid.uuid4()), bridge="", label="lab", subnets=[subnet], meta={"mtu": 1400}
+        )
         vif = model.VIF(
             id=str(uuid.uuid4()),
             address=f"fa:16:3e:00:00:{int(number, 16):02x}",

@@ -83,7 +83,7 @@ def cloud(run_folder: Path, guest_image: Any, request: pytest.FixtureRequest) ->
     take_the_place_of_nova(patch)
     made = Cloud(run_folder, daemon.uri, daemon.pid)
     initrd = make_initrd(Path(guest_image.boot.initrd), run_folder / "initrd")
-    made.add_image(Path(guest_image.boot.kernel), initrd)
+    made.image = made.add_image(made.make_disk(), Path(guest_image.boot.kernel), initrd)
     patch.setattr(objects.Instance, "get_by_uuid", made.load)
     patch.setattr(images, "IMAGE_API", made.images)
     yield made

@@ -2,6 +2,8 @@
 
     guest = Guest(domain);  guest.run("A=token");  guest.run("echo $A")
 
+And one with liveclone's agent: Debian as liveclone makes it, whose first process is agent_guest/init; a shell is there too.
+
 What is set in the shell is in its memory alone; WRITE and READ are of the first disk.
 """
 
@@ -17,6 +19,8 @@ from xml.etree import ElementTree
 
 from liveclone.formats import cpio
 from liveclone.images import initramfs
+from liveclone.images.spec import ImageSpec
+from liveclone.units import GIB
 
 PATIENCE_S = 120.0
 CMDLINE = "console=ttyS0 panic=-1 quiet"
@@ -28,6 +32,24 @@ _INIT = initramfs.INIT.partition("$B mount -t ext4")[0] + (
 WRITE = "echo {} | busybox dd of=/dev/vda bs=512 count=1 conv=sync,fsync 2>/dev/null"
 READ = "busybox dd if=/dev/vda bs=512 count=1 iflag=direct 2>/dev/null | busybox tr -d '\\0'"
 MACS = "busybox cat /sys/class/net/*/address | busybox grep -v 00:00:00 | busybox tr '\\n' ' '"
+
+
+_AGENT_GUEST = Path(__file__).with_name("agent_guest")
+AGENT_DISK_GIB, AGENT_RAM_MIB = 2, 256
+WITH_AGENT = ImageSpec(
+    name="nova-agent",
+    disk_bytes=AGENT_DISK_GIB * GIB,
+    files=((_AGENT_GUEST / "init", "/opt/init"),),
+    script=_AGENT_GUEST / "setup",
+)
+# What is to be told of the guest's agent is told to all processes that run its file.
+_AGENTS = "for p in /proc/[0-9]*; do grep -aqs agent.pyz $p/cmdline && {} ${{p#/proc/}}; done; :"
+WAIT_FOR_AGENT = "until ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q vport; do sleep 0.1; done"
+STOP_AGENT, CONTINUE_AGENT, END_AGENT = (
+    _AGENTS.format("kill -STOP"),
+    _AGENTS.format("kill -CONT"),
+    "touch /run/no-agent; " + _AGENTS.format("kill -KILL"),
+)
 
 
 def make_initrd(initrd: Path, target: Path) -> Path:

@@ -1,7 +1,7 @@
 """The machine's generation: a file that any program in the guest may read or watch.
 
 /run/liveclone/generation holds {"counter": 3, "uuid": "..."}; it is replaced whole. /run is memory: after a cold
-boot the machine has no generation until the host gives it one.
+boot the machine has no generation until the host gives it one, or wants a snapshot of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ def load(root: str) -> dict[str, Any]:
         return check(json.loads(text)) if text else {"counter": 0, "uuid": ""}
     except ValueError:
         return {"counter": 0, "uuid": ""}
+
+
+def first(random: bytes) -> dict[str, Any]:
+    """Return the generation of a machine that the host has given none, of 16 random bytes."""
+    digits = random.hex()
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return {"counter": 0, "uuid": "-".join(parts)}
 
 
 def store(root: str, generation: dict[str, Any]) -> None:

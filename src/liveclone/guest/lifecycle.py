@@ -86,6 +86,10 @@ class Lifecycle:
         """Report all items and let the applications prepare; if one cannot, all of them are told to go on."""
         ctx = self._context(request)
         with self._only("prepare", request):
+            if not generation.load(self._root)["uuid"]:  # it was booted by others, or by itself
+                generation.store(
+                    self._root, generation.first(self._kernel.draw(16))
+                )  # so a clone knows that it is one
             try:
                 answers = self._subscribers.tell(ctx, "prepare")
                 hooks = run_hooks(ctx, "prepare")

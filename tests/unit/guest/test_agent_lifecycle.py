@@ -231,7 +231,7 @@ def test_other_programs_go_on_when_a_clone_cannot_become_itself(
     agent: Agent, host: Host, root: Path, identity: dict[str, Any], other: Other
 ) -> None:
     host.call("prepare", key=KEY)
-    (root / "run").mkdir(exist_ok=True)
+    shutil.rmtree(root / "run/liveclone")
     (root / "run/liveclone").write_text("a file where a folder should be")
     with pytest.raises(Refusal):
         host.call("identify", **identity)

@@ -48,6 +48,19 @@ def test_a_source_and_a_machine_that_has_just_booted_restart_nothing(
     assert not listed.exists()
 
 
+def test_a_clone_of_a_machine_that_others_booted_restarts_them(
+    host: Host, listed: Path, root: Path, identity: dict[str, Any]
+) -> None:
+    given = root / "run/liveclone/generation"
+    given.unlink()
+    host.call("prepare", key=identity["key"], snapshot="s")
+    own = json.loads(given.read_text())
+    assert (own["counter"], len(own["uuid"])) == (0, 36)
+    host.call("prepare", key=identity["key"], snapshot="s")
+    assert json.loads(given.read_text()) == own
+    assert errors_of(host.call("identify", **identity)) == {"nginx.service": "", "cache.service": ""}
+
+
 @pytest.mark.parametrize(
     ("says", "blamed"),
     [

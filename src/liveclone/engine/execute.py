@@ -30,8 +30,8 @@ from .context import Context
 
 # How long the guest keeps a question that has no answer yet: whoever else wants the port waits that long at most.
 WAIT_S = 0.2
-START_DEADLINE_S = 20.0
-ANSWER_DEADLINE_S = 30.0
+START_DEADLINE_S = 60.0  # of many clones that have just come up, all do at once what they had put off
+ANSWER_DEADLINE_S = 60.0
 CLOSE_DEADLINE_S = 5.0
 TURN_DEADLINE_S = 60.0
 INPUT_BYTES = 512 * 1024  # of one question; in base64 far below the agent's limit of a line

@@ -1,11 +1,10 @@
 """Which of several processes (xdist) runs what, and when.
 
-    machine files  to the first process from the start, for it first has to wait for images that are built; to others of
-                   the first `MACHINES` when no quick one is left: a guest needs a processor of its own. One takes them
-                   from the front, the other from the back; so each tier's first machine, which is booted once a process,
-                   is booted twice for one tier only.
-    quick files    to whoever else is free, the longest one first: such a test often only waits, so there may be one
+    quick files    to whoever is free, the longest one first: such a test often only waits, so there may be one
                    process more than processors
+    machine files  when no quick one is left, to the first `MACHINES` processes: a guest needs a processor of its own.
+                   One takes them from the front, the other from the back; so each tier's first machine, which is booted
+                   once a process, is booted twice for one tier only.
 
 A file stays together, and in its order. Of the contract, what is held against a real hypervisor is a file of its own.
 """
@@ -57,13 +56,13 @@ class Spread(LoadScopeScheduling):  # type: ignore[misc]
     def _find_scope(self, node: Any) -> str | None:
         """Return what the process is to take next, None when there is nothing for it."""
         quick: list[str] = [scope for scope in self.workqueue if not _has_machines(scope)]
-        machines: list[str] = [scope for scope in self.workqueue if _has_machines(scope)]
-        able = [other for other in self.nodes if not other.shutting_down][:MACHINES]
-        if machines and node in able and (not quick or node is able[0]):
-            return sorted(machines, key=_place)[0 if node is able[0] else -1]
         if quick:
             return max(quick, key=lambda scope: len(self.workqueue[scope]) * _usual_s(scope))
-        return None
+        machines: list[str] = [scope for scope in self.workqueue if _has_machines(scope)]
+        able = [other for other in self.nodes if not other.shutting_down][:MACHINES]
+        if not machines or node not in able:
+            return None
+        return sorted(machines, key=_place)[0 if node is able[0] else -1]
 
 
 def _usual_s(scope: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench.crowd import wait_idle
 from liveclone.engine import audit
 from liveclone.model.audit import Role
 from liveclone.model.machine import Machine
@@ -18,6 +19,8 @@ COUNT = 32
 def test_all_pairs_are_distinct(lab: Lab, snapshotted: Snapshot) -> None:
     machines = lab.clones(snapshotted, COUNT)
     try:
+        # All do now what they had put off; an audit asks for more.
+        lab.wait(wait_idle([machine.process.pid for machine in machines if machine.process]))
         check_distinct(lab, machines, snapshotted)
     finally:
         lab.remove(*machines)

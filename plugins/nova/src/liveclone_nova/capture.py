@@ -34,7 +34,7 @@ from liveclone.host import files, flatten
 from liveclone.model.base import now
 from liveclone.model.snapshot import CaptureMethod
 from liveclone.store.journal import Journal
-from liveclone_nova import conf, domains, properties, recovery, seal, state_file, state_images
+from liveclone_nova import conf, domains, properties, recovery, seal, state_file, state_images, traits
 from liveclone_nova.exceptions import LiveSnapshotFailed
 from liveclone_nova.source import Source, open_source
 from liveclone_nova.vifs import Vifs
@@ -220,8 +220,8 @@ class _Capture:
             )
             metadata["properties"] = {key: value for key, value in metadata["properties"].items() if value}
             metadata["properties"] |= {
+                **traits.as_properties(description),
                 properties.STATE: state_image,
-                properties.REQUIRED_TRAIT: "required",
                 properties.IDENTITY: no_identity or properties.VERIFIABLE,
             }
             metadata["min_ram"] = self.instance.flavor.memory_mb

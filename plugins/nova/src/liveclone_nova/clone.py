@@ -45,6 +45,7 @@ from liveclone_nova import (
     parameters,
     properties,
     states,
+    traits,
 )
 from liveclone_nova.seal import Description
 from liveclone_nova.states import State
@@ -149,6 +150,7 @@ class Clone:
                 if not pause:
                     guest.resume()
             failed.pop_all()
+        traits.forget(self.instance.system_metadata)
         return guest
 
     def _settle(self, cards: Vifs) -> bool:

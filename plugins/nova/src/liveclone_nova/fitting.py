@@ -42,6 +42,11 @@ class Wanted:
     root_gb: int
 
 
+def sees_host(description: Description) -> bool:
+    """Tell whether the captured guest sees the host's own processor."""
+    return _OF_THE_HOST.match(description.cpu) is not None
+
+
 def find_problems(description: Description, wanted: Wanted, host: Host) -> list[str]:
     """Return all that bars it, a few words each, which the server's user sees."""
     return [
@@ -75,7 +80,7 @@ def _find_hosts(description: Description, host: Host) -> Iterator[str]:
         yield f"it was captured under {description.kind}, and the host has {host.kind}"
     if family(description.hypervisor) != family(host.hypervisor):
         yield f"it was captured by {description.hypervisor}, and the host has {host.hypervisor}"
-    if _OF_THE_HOST.match(description.cpu) and description.host_cpu != host.cpu:
+    if sees_host(description) and description.host_cpu != host.cpu:
         yield f"it was captured on a processor {description.host_cpu}, and the host's is {host.cpu}"
     if host.injects:
         yield "the host puts files into disks ([libvirt]/inject_partition)"

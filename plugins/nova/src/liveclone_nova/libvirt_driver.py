@@ -20,13 +20,14 @@ from liveclone_nova import (
     capture,
     clone,
     conf,
+    domains,
     endpoint,
     guest_devices,
     interface,
-    properties,
     recovery,
     state_images,
     states,
+    traits,
     versions,
 )
 
@@ -108,10 +109,10 @@ class LibvirtDriver(interface.LiveSnapshotDriver, nova_libvirt_driver.LibvirtDri
 
     def update_provider_tree(self, provider_tree: Any, nodename: str, allocations: Any = None) -> None:
         super().update_provider_tree(provider_tree, nodename, allocations=allocations)
-        if capture.find_host_obstacles():
-            provider_tree.remove_traits(nodename, properties.TRAIT)
-        else:
-            provider_tree.add_traits(nodename, properties.TRAIT)
+        found = set() if capture.find_host_obstacles() else traits.of_host(domains.host_of(self))
+        ours = traits.find_ours(provider_tree.data(nodename).traits)
+        provider_tree.remove_traits(nodename, *(ours - found))
+        provider_tree.add_traits(nodename, *found)
 
     def manage_image_cache(self, context: nova_context.RequestContext, all_instances: Any) -> None:
         super().manage_image_cache(context, all_instances)

@@ -1,6 +1,6 @@
 """Names of the image properties by which a live snapshot's disk image is tied to its state.
 
-disk image     live_snapshot_state=ID of the state image; trait:CUSTOM_LIVECLONE=required
+disk image     live_snapshot_state=ID of the state image; trait:CUSTOM_LIVECLONE=required, and others (traits.py)
                live_snapshot_identity=verifiable, or why it is not: for people, nothing is decided by it
 state image    hidden; image_type=live_snapshot_state, live_snapshot_disk=ID of the disk image
 """

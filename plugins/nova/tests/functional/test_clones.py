@@ -12,7 +12,7 @@ from nova import context, objects
 from nova.virt.libvirt import host as libvirt_host
 
 from liveclone.model.identity import Finding
-from liveclone_nova import evidence, policies
+from liveclone_nova import domains, evidence, policies, traits
 from liveclone_nova.conf import CONF
 
 from ..unit.states import make_evidence, make_identity, make_state
@@ -140,6 +140,46 @@ class Devices(PluginTestCase):
     def test_a_host_without_vmgenid_says_so(self) -> None:
         assert "genid" not in self.xml()
         assert "The guest goes without VMGENID (its QEMU has none)" in self.stdlog.logger.output
+
+
+class Scheduling(PluginTestCase):
+    """Which hosts are tried."""
+
+    def ours(self) -> set[str]:
+        (provider,) = self.compute_rp_uuids.values()
+        return {trait for trait in self._get_provider_traits(provider) if "LIVECLONE" in trait}
+
+    def switch(self) -> None:
+        """Switch on what a host needs to restore, as conf does; placement is told."""
+        self.flags(seal_keys=[KEY], group="liveclone")
+        self._run_periodics()
+
+    def test_without_a_key_it_loads_nothing(self) -> None:
+        assert self.ours() == set()
+
+    def test_a_host_tells_what_it_can_load(self) -> None:
+        self.switch()
+        driver = self.computes["compute1"].driver
+        assert self.ours() == traits.of_host(domains.host_of(driver))
+        assert len(self.ours()) == 3
+
+    def test_what_it_could_load_with_another_qemu_is_taken_back(self) -> None:
+        self.switch()
+        before = self.ours()
+        name = "liveclone_nova.traits.of_host"
+        self.useFixture(
+            fixtures.MonkeyPatch(name, lambda host: {"CUSTOM_LIVECLONE", "CUSTOM_LIVECLONE_KVM_99_0"})
+        )
+        self._run_periodics()
+        assert self.ours() == {"CUSTOM_LIVECLONE", "CUSTOM_LIVECLONE_KVM_99_0"} != before
+
+    def test_a_host_that_would_refuse_it_is_not_tried(self) -> None:
+        image = self.take(self.boot())
+        self._create_trait("CUSTOM_LIVECLONE_KVM_99_0")
+        required = {"trait:CUSTOM_LIVECLONE_KVM_99_0": "required"}
+        self.glance.update(None, image, {"properties": required})
+        server = self._create_server(networks="none", image_uuid=image, expected_state="ERROR")
+        assert "No valid host was found" in server["fault"]["message"]
 
 
 class Images(PluginTestCase):

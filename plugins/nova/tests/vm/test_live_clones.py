@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nova import exception
 
-from liveclone_nova import conf, seal
+from liveclone_nova import conf, domains, seal, traits
 from liveclone_nova.conf import CONF
 
 from .cloud import Cloud
@@ -46,6 +46,10 @@ def test_both_images_are_there_and_bound_to_each_other(cloud: Cloud, source: Any
     state = cloud.images.images[disk["properties"]["live_snapshot_state"]]
     assert (disk["status"], disk["disk_format"], state["status"]) == ("active", "qcow2", "active")
     assert disk["properties"]["trait:CUSTOM_LIVECLONE"] == "required"
+    required = {key for key in disk["properties"] if key.startswith("trait:CUSTOM_LIVECLONE_")}
+    assert len(required) == 1 and required < {
+        f"trait:{trait}" for trait in traits.of_host(domains.host_of(cloud.driver))
+    }
     assert disk["min_ram"] == source.flavor.memory_mb
     assert (state["os_hidden"], state["is_public"]) == (True, False)
     assert state["properties"]["live_snapshot_disk"] == warm

@@ -55,7 +55,7 @@ NOVA_API = {"api", "compute_api", "exceptions", "obstacles", "policies", "proper
 NOVA_CLIENT = {"osc"}  # has neither of them
 NOVA_COMPUTE = {
     *("capture", "clone", "clone_xml", "conf", "domains", "endpoint", "evidence", "fitting", "guest_devices"),
-    *("identity", "interface", "parameters", "source"),
+    *("identity", "interface", "parameters", "source", "traits"),
     *("libvirt_driver", "notifications", "recovery", "seal", "state_file", "state_images", "states", "vifs"),
 }
 

@@ -70,7 +70,9 @@ def test_a_handler_that_raises_fails_the_event(
     assert len(printed) == 2
 
 
-def test_a_loop_that_forgets_an_event_has_failed_it(host: Host, path: str, identity: dict[str, Any]) -> None:
+def test_a_loop_that_forgets_an_event_has_failed_it(
+    host: Host, agent: Agent, path: str, identity: dict[str, Any]
+) -> None:
     def loop() -> None:
         events = liveclone_app.events("shop", path)
         next(events).done()
@@ -79,7 +81,8 @@ def test_a_loop_that_forgets_an_event_has_failed_it(host: Host, path: str, ident
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
-    wait_for(lambda: host.call("prepare", key=KEY)["applications"])
+    wait_for(agent.subscribers.pids)
+    assert host.call("prepare", key=KEY)["applications"]
     (report,) = host.call("identify", **identity)["applications"]
     assert report["error"] == "the program did not say that it is done"
     with pytest.raises(Refusal, match="not now"):

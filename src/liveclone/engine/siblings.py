@@ -1,6 +1,6 @@
 """Of many clones at once, those that are ready leave the host's processors to those that still come up.
 
-What a clone puts off until it is ready (sshd's new start, udev, the journal: a second of a processor under emulation) would
+What a clone puts off until it is ready (sshd's new start, udev, the journal: two seconds of a processor emulated) would
 otherwise compete with its siblings, and all would be ready late. A ready one serves meanwhile with what is left. Where
 our user may not put a process back (`host.priority`) all share alike. If we are killed, those that were ready stay
 last until `liveclone repair`, or until they stop.

@@ -150,7 +150,7 @@ def wait_for_agent(domain: Any) -> None:
 
     async def ask() -> None:
         async with open_agent(domain) as agent:
-            await agent.call("ping", deadline_s=PATIENCE_S)
+            await agent.call("ping", deadline_s=PATIENCE_S, repeat=True)
 
     asyncio.run(ask())
     deadline = time.monotonic() + PATIENCE_S

@@ -392,7 +392,7 @@ async def make_seed(lab: DebianLab, image: Image) -> Shot:
         machine = make_machine(lab.name, "seed", handle.hardware, disk, memory)
         subject = lab.add(machine.replace(boot=image.boot), folder, handle)
         async with agents.connect(handle, "seed") as agent:
-            await agent.call("ping", deadline_s=180.0)
+            await agent.call("ping", deadline_s=180.0, repeat=True)
         program = base64.b64encode(COUNTER.encode()).decode()
         line = f"python3 -I -S -c \"import base64; exec(base64.b64decode('{program}'))\""
         await run_in_guest(

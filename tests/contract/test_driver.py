@@ -197,7 +197,7 @@ async def test_the_agent_answers_on_both_ports(lab: Lab) -> None:
     subject = await lab.boot()
     for port in ("agent", "exec"):
         async with agents.connect(subject.handle, "source", port) as agent:
-            assert "ssh_host_keys" in (await agent.call("ping", deadline_s=30.0))["items"]
+            assert "ssh_host_keys" in (await agent.call("ping", deadline_s=30.0, repeat=True))["items"]
 
 
 async def test_ports_that_are_there_are_nobody_elses_to_take_away(lab: Lab) -> None:
@@ -227,7 +227,7 @@ async def test_a_request_to_a_machine_that_stands_still_waits_until_it_runs(lab:
     subject = await lab.boot()
     await subject.handle.pause()
     async with agents.connect(subject.handle, "source") as agent:
-        asking = asyncio.create_task(agent.call("ping", deadline_s=30.0))
+        asking = asyncio.create_task(agent.call("ping", deadline_s=30.0, repeat=True))
         done, _ = await asyncio.wait([asking], timeout=0.2)
         assert not done
         await subject.handle.resume()

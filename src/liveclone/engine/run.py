@@ -241,7 +241,7 @@ async def _come_up(
         ctx.progress(f"waiting for {machine.name} to boot", None)
         began = time.monotonic()
         async with agents.connect(handle, machine.name) as agent:
-            await agent.call("ping", deadline_s=identify.BOOT_DEADLINE_S)
+            await agent.call("ping", deadline_s=identify.BOOT_DEADLINE_S, repeat=True)
             ctx.progress(f"{machine.name} answers after {time.monotonic() - began:.1f} s", None)
             trace.at("run.answered")
             if first:

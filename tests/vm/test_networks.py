@@ -10,12 +10,15 @@ import pytest
 
 from liveclone.engine import snapshot
 from liveclone.errors import Conflict
-from liveclone.host import process
+from liveclone.host import netns, process
 from liveclone.model.machine import Machine
 from liveclone.model.network import NetworkKind, Port
 from liveclone.model.snapshot import CaptureMethod
 from tests.machines import HTTP, PORTS, TICKS, Lab, Ticks, check_clear, connect_published, http
 from tests.vm.conftest import Story
+
+ETH_P_ARP = 0x0806
+PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,21 @@ def test_machines_see_one_another(lab: Lab, source: Machine, clone: Machine) -> 
     fetch = "python3 -c \"import urllib.request as u; print(u.urlopen('http://{}:8080/identity').read().decode())\""
     for here, there in ((source, clone), (clone, source)):
         assert f'"hostname": "{there.name}"' in lab.shell(here, fetch.format(there.nics[0].ip))
+
+
+def test_neighbours_are_told_where_a_clones_address_is(lab: Lab, story: Story) -> None:
+    """By an announcement (RFC 5227) that nobody asked for: a neighbour may know the address as another machine's."""
+    namespace, bridge = lab.ctx.layout.namespace, lab.ctx.network_spec().bridge
+    with netns.make_socket(namespace, family=socket.AF_PACKET, kind=socket.SOCK_RAW) as wire:
+        wire.bind((bridge, ETH_P_ARP))
+        machine = lab.clone(story.snapshot)
+        mac, ip = bytes.fromhex(machine.nics[0].mac.replace(":", "")), socket.inet_aton(machine.nics[0].ip)
+        wire.settimeout(PATIENCE_S)
+        frame = wire.recv(2048)
+        while (frame[6:12], frame[28:32], frame[38:42]) != (mac, ip, ip):
+            frame = wire.recv(2048)
+    assert frame[:6] == b"\xff" * 6
+    lab.remove(machine)
 
 
 def test_the_hosts_own_network_is_not_touched(clone: Machine) -> None:

@@ -180,11 +180,12 @@ class Lifecycle:
         if event == "cloned":
             with ctx.request.step("applying the clone's parameters"):
                 parameters.apply(ctx)
-        # Files were replaced without a sync. Until this one, a clone that loses its power comes back with
-        # what its disk says: its source's identity.
+        # Files were replaced without a sync. Until it, a clone that loses its power comes back with what its disk
+        # says: its source's identity.
         ctx.request.later += [
+            *([self._settle] if event == "cloned" else []),
             lambda: files.sync(ctx.touched),
-            *([self._settle, self._finish_scrub] if event == "cloned" else []),
+            *([self._others.put_back, self._finish_scrub] if event == "cloned" else []),
             *ctx.later,
         ]
         answers = self._subscribers.tell(ctx, event)
@@ -206,7 +207,6 @@ class Lifecycle:
 
     def _settle(self) -> None:
         self.settled.wait(_SETTLE_S)
-        self._others.put_back()
 
     def _finish_scrub(self) -> None:
         scrubbed.finish(self._root, self._kernel)

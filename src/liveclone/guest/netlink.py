@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 1, 0x10
 IFF_UP = 1
 _IFF_LOOPBACK = 8
+_IFF_RUNNING = 64
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _NLM_F_REPLACE, _NLM_F_CREATE = 0x100, 0x400
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -49,6 +50,7 @@ class Link:
         _, _, self.index, flags, _ = _LINK.unpack_from(body)
         attributes = dict(_attributes(body, _LINK.size))
         self.up = bool(flags & IFF_UP)
+        self.running = bool(flags & _IFF_RUNNING)  # what it is given to send is sent, not dropped
         self.loopback = bool(flags & _IFF_LOOPBACK)
         self.mac = attributes.get(_IFLA_ADDRESS, b"").hex(":")
         self.name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()

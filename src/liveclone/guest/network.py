@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from functools import partial
 
 from . import files, netlink
 from .errors import CallError, log
@@ -24,13 +25,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .workers import Task
-
 _ETH_P_ARP = 0x0806
 _DEFAULT_WAIT_S = 10.0
 _RESTORE_WAIT_S = (
     30.0  # after a reboot the card is there from the start; its driver comes a second or two later
 )
+_RUNNING_WAIT_S = 2.0  # the kernel looks at most once a second, and at once at the first time
 _SECOND_METRIC = 100  # of the second card's default route; the first has 0
 
 
@@ -83,7 +83,7 @@ class Network:
                     _wait_for_address(route, links[nic.mac], float(request.args.get("address_wait_s") or 0))
                     continue
                 _configure(route, links[nic.mac], nic, metric)
-                request.later.append(_announce(links[nic.mac], nic))
+                request.later.append(partial(_announce, links[nic.mac], nic))
                 if nic.gateway:
                     metric += _SECOND_METRIC
             self._write_resolv_conf(_list_servers(nics))
@@ -202,22 +202,29 @@ def _wait_for_address(route: Route, link: Link, wait_s: float) -> None:
             news.changed_links(left)
 
 
-def _announce(link: Link, nic: Nic) -> Task:
+def _announce(link: Link, nic: Nic) -> None:
     """Tell neighbours and bridges where this address is now (gratuitous ARP, RFC 5227 section 3).
 
-    Returns what is left to do once the host has its reply: closing a packet socket waits until no processor
-    can still look at it (synchronize_net in packet_release), 10 ms and more.
+    The kernel drops what is sent before it has noticed that the card is connected. That is a moment after it was
+    switched on, so this waits for it, and is done once the host has its reply.
     """
+    end = time.monotonic() + _RUNNING_WAIT_S
+    with Route() as route, Route(netlink.RTMGRP_LINK) as news:  # listens before it looks
+        while not any(one.running for one in route.links() if one.index == link.index):
+            left = end - time.monotonic()
+            if left <= 0:
+                log(f"{link.name}: not announced: it is not connected")
+                return
+            news.changed_links(left)
     mac, ip = bytes.fromhex(link.mac.replace(":", "")), socket.inet_aton(nic.ip)
     frame = (
         b"\xff" * 6 + mac + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
     )
-    packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
     try:
-        packet.sendto(frame, (link.name, _ETH_P_ARP))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as packets:
+            packets.sendto(frame, (link.name, _ETH_P_ARP))
     except OSError as error:  # neighbours ask by themselves, a little later
         log(f"{link.name}: not announced: {error}")
-    return packet.close
 
 
 def _number(ip: str) -> int:

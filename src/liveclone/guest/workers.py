@@ -26,7 +26,7 @@ class Workers:
     not urgent, so that an urgent one is not even late in beginning.
     """
 
-    def __init__(self, keep: int = 3, *, go_first: bool = False) -> None:
+    def __init__(self, keep: int = 5, *, go_first: bool = False) -> None:
         self._keep = keep
         self._go_first = go_first
         self._idle = keep  # threads that wait and are not yet promised to a task

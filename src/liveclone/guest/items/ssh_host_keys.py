@@ -72,15 +72,16 @@ class SshHostKeys(Item):
         if not kinds and not self._rsa_due:
             return {}
         bits = _ecdsa_bits(files.find_text(old["ecdsa"] + ".pub") if "ecdsa" in old else None)
-        for path in old.values():
-            files.remove(path)
-            files.remove(path + ".pub")
-            ctx.touched.append(path)
+        made = [kind for kind in ("ed25519", "ecdsa") if kind in kinds] or ["ed25519"]
+        for kind in sorted(set(old) - set(made)):
+            files.remove(old[kind])
+            files.remove(old[kind] + ".pub")
+            ctx.touched.append(old[kind])
         comment = f"root@{ctx.hostname or ctx.kernel.hostname()}"
         draw = ctx.kernel.draw
-        if "ed25519" in kinds or "ecdsa" not in kinds:
+        if "ed25519" in made:
             _write_pair(ctx, "ed25519", sshkey.make_ed25519(draw, comment))
-        if "ecdsa" in kinds:
+        if "ecdsa" in made:
             _write_pair(ctx, "ecdsa", sshkey.make_ecdsa(draw, comment, bits))
         sshd = find_sshd(ctx)
         if sshd is not None:

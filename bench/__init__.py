@@ -12,7 +12,8 @@
     clones     clone_ready clone_host       targets    what is wanted of the figures
     pool       pool_host pool_ready         table      text
                pool_memory pool_fill        picture    SVG
-    crowd      clones_per_second private_memory
+    crowd      clones_per_second         private    what a process has to itself, and what for
+               crowd_ready private_*
     libvirt    clone_start virsh_restore    domains    libvirtd, ordinary domains
                                             save_image for `virsh restore`
     after      after_*                      watching   a load, from outside; qemu_work: what the host did

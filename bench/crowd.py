@@ -1,11 +1,13 @@
-"""clones_per_second and private_memory: many clones of one snapshot at once.
+"""clones_per_second, crowd_ready, private_memory, private_part: many clones of one snapshot at once.
 
     clones_per_second   clones asked for at once, divided by the time until the last one is ready
+    crowd_ready         s from the request until each of them is ready
     private_memory      MiB that one idle clone has to itself: Private_Clean + Private_Dirty of smaps_rollup (proc(5)) of the
                         processes that `process` names: its `qemu`; or the `forwarder` of its published ports, which a
                         clone without published ports does not have
+    private_part        the same of its QEMU by `part`, and its page tables: see private
 
-What a clone shares with others (the memory image, QEMU's program) is in neither. Clones count as idle when over a second
+Clones count as idle when over a second
 they use less than a tenth of a processor each (timers alone take 4 % under emulation) and leave the host a fifth of its own:
 until then they still make RSA host keys. After `IDLE_DEADLINE_S` they are taken as they are.
 """
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from liveclone.engine import clone, remove, snapshot
 from liveclone.host import machine as host
 from liveclone.model.machine import Machine, ProcessRef
 from liveclone.model.network import NetworkKind, Port
-from liveclone.units import KIB, MIB
+from liveclone.units import MIB
 
 from . import lab as laboratory
 from .lab import Lab
+from .private import private_bytes, private_parts
 
 IDLE_SHARE = 0.1  # of one processor, each
 BUSY_SHARE = 0.8  # of all processors, together
@@ -59,9 +61,11 @@ class _Crowd:
 
     async def start(self, count: int, *, weigh: bool) -> None:
         """Start `count` clones at once, and when they are idle note their memory."""
-        machines, lasted_s = await self._clone(clone.Request(snapshot="warm", count=count))
+        machines, lasted_s, ready_s = await self._clone(clone.Request(snapshot="warm", count=count))
         try:
             self._add("clones_per_second", "1/s", count / lasted_s, count)
+            for one_s in ready_s:
+                self._add("crowd_ready", "s", one_s, count)
             self.lab.say(f"    {count} clones ready in {lasted_s:.2f} s: {count / lasted_s:.2f} a second")
             if weigh:
                 await self._weigh(machines, [machine.process for machine in machines], "qemu")
@@ -73,20 +77,21 @@ class _Crowd:
         if self.lab.ctx.settings.network is not NetworkKind.BRIDGE:
             return
         port = Port(host_port=0, guest_port=SSH)
-        machines, _ = await self._clone(clone.Request(snapshot="warm", ports=[port]))
+        machines, _, _ = await self._clone(clone.Request(snapshot="warm", ports=[port]))
         try:
             await self._weigh(machines, [machine.port_process for machine in machines], "forwarder")
         finally:
             await self._remove(machines)
 
-    async def _clone(self, request: clone.Request) -> tuple[list[Machine], float]:
+    async def _clone(self, request: clone.Request) -> tuple[list[Machine], float, list[float]]:
         began = time.monotonic()
         results = await clone.start(self.lab.ctx, request)
         lasted_s = time.monotonic() - began
         for result in results:
             if result.error is not None:
                 raise result.error
-        return [result.machine for result in results if result.machine is not None], lasted_s
+        made = [result.machine for result in results if result.machine is not None]
+        return made, lasted_s, [result.ready_s for result in results]
 
     async def _weigh(
         self, machines: Sequence[Machine], processes: Sequence[ProcessRef | None], name: str
@@ -95,6 +100,10 @@ class _Crowd:
         weights = [private_bytes(process.pid) / MIB for process in processes if process]
         for weight in weights:
             self._add("private_memory", "MiB", weight, len(machines), process=name)
+        for process in processes if name == "qemu" else ():
+            if process is not None:
+                for part, size in private_parts(process.pid, self.lab.plan.crowd_mib * MIB).items():
+                    self._add("private_part", "MiB", size / MIB, len(machines), part=part)
         average = sum(weights) / len(weights)
         self.lab.say(f"      idle after {waited_s:.0f} s; {average:.1f} MiB private in each {name}")
 
@@ -113,27 +122,6 @@ class _Crowd:
     async def _remove(self, machines: Sequence[Machine]) -> None:
         for machine in machines:
             await remove.remove_machine(self.lab.ctx, machine.id, force=True)
-
-
-def private_bytes(pid: int) -> int:
-    """Return what only this process has in memory."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(
-        int(kib) * KIB for kib in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.MULTILINE)
-    )
-
-
-def private_ram_bytes(pid: int, ram_bytes: int) -> int:
-    """Return what only this process has of its guest's RAM: of what it maps in that size or larger, and does not run."""
-    found, is_ram = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-p ", line):
-            is_ram = int(mapping[2], 16) - int(mapping[1], 16) >= ram_bytes
-        elif re.match(r"[0-9a-f]+-", line):
-            is_ram = False
-        elif is_ram and (private := re.match(r"Private_(?:Clean|Dirty): +(\d+) kB", line)):
-            found += int(private[1]) * KIB
-    return found
 
 
 async def wait_idle(pids: Sequence[int]) -> float:

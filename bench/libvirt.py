@@ -32,6 +32,7 @@ from . import crowd, domains, ticks
 from . import lab as laboratory
 from .domains import Libvirt
 from .lab import Lab
+from .private import private_bytes, private_ram_bytes
 from .save_image import SaveImage
 
 CALM_S = 2.0
@@ -160,8 +161,8 @@ async def _weigh(libvirt: Libvirt, series: _Series, save: SaveImage) -> None:
 async def _weigh_all(series: _Series, pids: list[int], way: str, image_mib: float) -> None:
     waited_s = await crowd.wait_idle(pids)
     ram_bytes = series.ram_mib * MIB
-    mib = image_mib + sum(crowd.private_bytes(pid) for pid in pids) / MIB
-    of_ram_mib = image_mib + sum(crowd.private_ram_bytes(pid, ram_bytes) for pid in pids) / MIB
+    mib = image_mib + sum(private_bytes(pid) for pid in pids) / MIB
+    of_ram_mib = image_mib + sum(private_ram_bytes(pid, ram_bytes) for pid in pids) / MIB
     series.add("eight_memory", "MiB", mib, clones=len(pids), way=way)
     series.add("eight_ram", "MiB", of_ram_mib, clones=len(pids), way=way)
     series.lab.say(

@@ -20,8 +20,8 @@ from liveclone.units import MIB
 
 from . import lab as laboratory
 from .clones import GUEST_STEPS
-from .crowd import private_bytes
 from .lab import Lab
+from .private import private_bytes
 
 WAITING, NEW = "waiting", "new"
 FILLED_DEADLINE_S = 60.0

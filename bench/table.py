@@ -14,7 +14,7 @@ from .series import Entry, Scalar, find, select
 from .targets import TARGETS, Target
 
 # Dimensions that differ between entries and have no column of their own.
-DETAILS = ("method", "process", "items", "item", "stream", "save", "way")
+DETAILS = ("method", "process", "items", "item", "stream", "save", "way", "part")
 PICTURE = "second"  # entries that have it are for a picture alone
 AFTER = "after_"  # these have a table of their own
 # Eighty columns are enough.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .series import Entry, find
+from .series import Entry, Scalar, find
 
 SMALL, LARGE = 512, 4096
 
@@ -30,7 +30,7 @@ class Target:
         return value <= self.limit if self.at_most else value >= self.limit
 
 
-def _value(series: str, statistic: str, ram_mib: int, **dimensions: str) -> Find:
+def _value(series: str, statistic: str, ram_mib: int, **dimensions: Scalar) -> Find:
     def measured(entries: Sequence[Entry]) -> float | None:
         entry = find(entries, series, ram_mib=ram_mib, **dimensions)
         return None if entry is None else float(getattr(entry, statistic))
@@ -50,6 +50,12 @@ def _growth(series: str, statistic: str, **dimensions: str) -> Find:
     return _ratio(
         _value(series, statistic, LARGE, **dimensions), _value(series, statistic, SMALL, **dimensions)
     )
+
+
+def _above_ram(entries: Sequence[Entry]) -> float | None:
+    whole = find(entries, "private_memory", ram_mib=SMALL, clones=1, process="qemu")
+    ram = find(entries, "private_part", ram_mib=SMALL, clones=1, part="ram")
+    return whole.p50 - ram.p50 if whole and ram else None
 
 
 def _pause(words: str, series: str) -> list[Target]:
@@ -72,6 +78,21 @@ TARGETS = (
     *_pause("gap seen in the guest", "guest_gap"),
     Target(f"clone to ready, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_ready", "p50")),
     Target(f"clone, the host's part, {LARGE} MiB : {SMALL} MiB, p50", 1.3, "x", _growth("clone_host", "p50")),
+    Target(
+        f"clone, the host's part, {SMALL} MiB, p50: 12 a second",
+        1000 / 12,
+        "ms",
+        _value("clone_host", "p50", SMALL),
+    ),
+    Target(
+        "32 clones at once, time to ready, p95 : p50",
+        2,
+        "x",
+        _ratio(
+            _value("crowd_ready", "p95", SMALL, clones=32), _value("crowd_ready", "p50", SMALL, clones=32)
+        ),
+    ),
+    Target("an idle clone's private memory above its RAM's", 20, "MiB", _above_ram),
     *(
         Target(
             f"pool, the host's part, {size} MiB, p50",

@@ -16,8 +16,9 @@ from liveclone.host.machine import cpus
 from liveclone.model.network import NetworkKind
 from liveclone.units import MIB
 
-from ..crowd import private_bytes, wait_idle
+from ..crowd import wait_idle
 from ..lab import Lab, take_image
+from ..private import private_bytes
 from ..series import Scalar
 from . import app
 from .base import Copy, Peer, State

@@ -25,8 +25,8 @@ from liveclone.ids import new_id
 from liveclone.model.machine import Hardware, ProcessRef
 from liveclone.units import MIB
 
-from ..crowd import private_ram_bytes
 from ..lab import Lab
+from ..private import private_ram_bytes
 from . import app, guest
 from .base import HTTP, Copy, Expected
 

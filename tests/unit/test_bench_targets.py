@@ -1,4 +1,4 @@
-"""What is wanted of the figures of pools and of libvirt domains (bench/targets.py), judged by made-up ones."""
+"""What is wanted of the figures of pools, crowds and libvirt domains (bench/targets.py), judged by made-up ones."""
 
 from __future__ import annotations
 
@@ -52,3 +52,23 @@ def test_a_clone_from_a_pool_takes_the_host_half_the_time_of_a_new_one_and_twent
     for waiting_ms, met in ((19.0, (True, True)), (19.6, (True, False)), (21.0, (False, False))):
         judged = judge([new, entry("pool_host", waiting_ms, 512, way="waiting")], POOL_WORDS)
         assert judged == {"512 MiB, p50": met[0], "waiting : new, 512 MiB, p50": met[1]}
+
+
+def test_of_many_at_once_the_slow_ones_take_at_most_twice_as_long() -> None:
+    for slow_s, met in ((3.9, True), (4.3, False)):
+        ready = Entry(
+            series="crowd_ready",
+            dimensions={"ram_mib": 512, "clones": 32},
+            unit="s",
+            values=[2.0] * 20 + [slow_s] * 12,
+        )
+        assert judge([ready], "32 clones at once, ") == {"time to ready, p95 : p50": met}
+
+
+def test_what_is_not_of_its_ram_is_what_a_clone_costs() -> None:
+    ram = entry("private_part", 25.0, 512, part="ram")
+    ram.dimensions["clones"] = 1
+    for whole_mib, met in ((44.0, True), (46.0, False)):
+        whole = entry("private_memory", whole_mib, 512, process="qemu")
+        whole.dimensions["clones"] = 1
+        assert judge([whole, ram], "an idle clone's ") == {"private memory above its RAM's": met}

@@ -369,12 +369,16 @@ def test_an_address_is_given_back_and_a_mac_is_not(lab: Lab, clone: Machine) -> 
 
 def test_what_the_user_gives_a_clone(lab: Lab, snapshotted: Snapshot) -> None:
     key, script = "ssh-ed25519 AAAAC3 ann", "#!/bin/sh\necho $LIVECLONE_HOSTNAME >/root/told\n"
-    given = Parameters(hostname="app.example", address="10.213.9.9", ssh_keys=(key,), user_data=script)
+    given = Parameters(
+        hostname="app.example", address="10.213.9.9", ssh_keys=(key,), user_data=script, metadata={"a": "b"}
+    )
     machine = lab.clone(snapshotted, parameters=[given])
     assert machine.nics[0].ip == "10.213.9.9"
     assert lab.http(machine, "/identity")["hostname"] == "app.example"
     told = lab.shell(machine, "hostname; cat /root/told; tail -n 1 /root/.ssh/authorized_keys")
     assert told == f"app.example\napp.example\n{key}"
-    modes = "/root/.ssh /root/.ssh/authorized_keys /var/lib/liveclone/user-data"
-    assert lab.shell(machine, f"stat -c %a {modes}").split() == ["700", "600", "700"]
+    modes = (
+        "/root/.ssh /root/.ssh/authorized_keys /var/lib/liveclone/user-data /var/lib/liveclone/metadata.json"
+    )
+    assert lab.shell(machine, f"stat -c %a {modes}").split() == ["700", "600", "700", "644"]
     lab.remove(machine)

@@ -24,8 +24,8 @@ from liveclone.errors import HypervisorError, LivecloneError
 from liveclone.host import command, links, netns, process
 from liveclone.units import MIB
 
-from ...crowd import private_bytes
 from ...lab import Lab
+from ...private import private_bytes
 from .. import app, container, qemu, room
 from ..base import Copy, Expected, Peer, Reached, State
 

@@ -28,8 +28,8 @@ from liveclone.units import MIB
 from tests.libvirt_domains import AGENT, EXEC, Shape, find_channel, make_domain
 
 from ... import domains
-from ...crowd import private_ram_bytes
 from ...lab import Lab
+from ...private import private_ram_bytes
 from .. import app, guest, qemu, room
 from ..base import HTTP, Copy, Expected, Peer, Reached, State
 from .liveclone import find_qemu

@@ -65,6 +65,14 @@ def clone(
             show_default=False,
         ),
     ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Told to each clone's programs (/var/lib/liveclone/metadata.json). May be given again.",
+            show_default=False,
+        ),
+    ] = None,
     publish: params.Publish = None,
     network: params.Network = None,
     keep_failed: Annotated[
@@ -88,7 +96,7 @@ def clone(
             snapshot=snapshot,
             count=wanted,
             names=names,
-            parameters=params.parse_parameters(wanted, hostname, address, ssh_key, user_data),
+            parameters=params.parse_parameters(wanted, hostname, address, ssh_key, user_data, metadata),
             ports=params.parse_ports(publish),
             network=params.parse_network(network),
             keep_failed=keep_failed,

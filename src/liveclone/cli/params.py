@@ -124,11 +124,12 @@ def parse_parameters(
     addresses: Sequence[str] | None,
     key_files: Sequence[Path] | None,
     user_data: Path | None,
+    metadata: Sequence[str] | None,
 ) -> list[Parameters]:
-    """Return the parameters of `count` clones: the first host name is the first one's; keys and user data are everybody's.
+    """Return the parameters of `count` clones: the first host name is the first one's; all else is everybody's.
 
     Raises:
-        NotFound: a file cannot be read. Refused: user data is no text.
+        NotFound: a file cannot be read. Refused: user data is no text, metadata is no pair.
     """
     from ..model.parameters import Parameters
 
@@ -139,9 +140,10 @@ def parse_parameters(
         if line.strip() and not line.startswith("#")
     )
     text = _read(user_data, "--user-data") if user_data is not None else ""
+    told = parse_pairs(metadata, "--metadata")
     rows = itertools.zip_longest(hostnames or (), addresses or (), range(count), fillvalue="")
     return [
-        Parameters(hostname=str(hostname), address=str(address), ssh_keys=keys, user_data=text)
+        Parameters(hostname=str(hostname), address=str(address), ssh_keys=keys, user_data=text, metadata=told)
         for hostname, address, _ in rows
     ]
 

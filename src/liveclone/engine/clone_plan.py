@@ -16,7 +16,7 @@ from ..units import KIB
 from .context import Context
 
 MOST = 1000  # clones in one request
-USER_DATA_BYTES = 64 * KIB  # a line to the agent holds it many times over
+USER_DATA_BYTES = METADATA_BYTES = 64 * KIB  # a line to the agent holds both many times over
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def choose_parameters(request: Request) -> list[Parameters]:
 
     Raises:
         Refused: a host name that is none, an address for a machine without a network, a key that is none, too much of
-            user data, or more parameters than clones.
+            user data or metadata, or more parameters than clones.
     """
     given = list(request.parameters)
     if len(given) > request.count:
@@ -113,6 +113,8 @@ def choose_parameters(request: Request) -> list[Parameters]:
                 raise _refuse("an SSH key is one line of its public part: ssh-ed25519 AAAA...", key[:40])
         if len(one.user_data.encode()) > USER_DATA_BYTES:
             raise _refuse(f"user data is at most {USER_DATA_BYTES} bytes", f"{len(one.user_data)} characters")
+        if sum(len(text.encode()) for pair in one.metadata.items() for text in pair) > METADATA_BYTES:
+            raise _refuse(f"metadata is at most {METADATA_BYTES} bytes", f"{len(one.metadata)} pairs")
     return given + [NONE] * (request.count - len(given))
 
 

@@ -88,6 +88,7 @@ async def become(
         hostname=given.hostname or machine.name,
         ssh_keys=given.ssh_keys,
         user_data=given.user_data,
+        metadata=given.metadata,
         rest_s=rest_s,
     )
     changed: Evidence = evidence.replace(findings=failed)

@@ -2,8 +2,8 @@
 
 `prepare` runs before a snapshot, `cloned` in each clone once its identity is new, `resumed` in the source after the
 snapshot, and also when a snapshot is called off. A hook sees LIVECLONE_EVENT and, where there is one,
-LIVECLONE_SNAPSHOT, LIVECLONE_GENERATION (uuid), LIVECLONE_COUNTER, LIVECLONE_HOSTNAME and LIVECLONE_USER_DATA (a
-path). User data that is a script is a clone's last hook.
+LIVECLONE_SNAPSHOT, LIVECLONE_GENERATION (uuid), LIVECLONE_COUNTER, LIVECLONE_HOSTNAME, LIVECLONE_USER_DATA and
+LIVECLONE_METADATA (paths). User data that is a script is a clone's last hook.
 """
 
 from __future__ import annotations
@@ -81,8 +81,12 @@ def _environment(ctx: Context, event: str) -> dict[str, str]:
         "LIVECLONE_GENERATION": str(ctx.generation.get("uuid", "")),
         "LIVECLONE_COUNTER": str(ctx.generation.get("counter", "")),
         "LIVECLONE_HOSTNAME": ctx.hostname,
-        "LIVECLONE_USER_DATA": parameters.USER_DATA if os.path.exists(ctx.path(parameters.USER_DATA)) else "",
     }
+    for variable, path in (
+        ("LIVECLONE_USER_DATA", parameters.USER_DATA),
+        ("LIVECLONE_METADATA", parameters.METADATA),
+    ):
+        facts[variable] = path if os.path.exists(ctx.path(path)) else ""
     env = {"PATH": process.PATH, "LANG": "C.UTF-8", "HOME": "/root", "LIVECLONE_EVENT": event}
     env.update((key, value) for key, value in facts.items() if value)
     return env

@@ -271,13 +271,17 @@ def test_what_is_given_to_clones(town: Home, tmp_path: Path) -> None:
     keys.write_text("# ann's\nssh-ed25519 AAAA1 ann\n\nssh-ed25519 AAAA2 bob\n")
     data.write_text("a: 1\n")
     words = ("--hostname", "one.example", "--hostname", "two", "--address", "10.213.9.1", "--overcommit")
-    made = town.json("clone", "warm", *words, "--ssh-key", str(keys), "--user-data", str(data))
+    made = town.json(
+        "clone", "warm", *words, "--ssh-key", str(keys), "--user-data", str(data), "--metadata", "a=b=c"
+    )
     assert [one["machine"]["nics"][0]["address"] == "10.213.9.1/16" for one in made] == [True, False]
     names = [one["name"] for one in made]
     for name, hostname in zip(names, ("one.example", "two"), strict=True):
         shown = town.spawn("exec", name, "cat", "etc/hostname", "root/.ssh/authorized_keys").stdout.decode()
         assert shown.splitlines()[0] == hostname
         assert shown.splitlines()[-2:] == ["ssh-ed25519 AAAA1 ann", "ssh-ed25519 AAAA2 bob"]
+        told = town.spawn("exec", name, "cat", "var/lib/liveclone/metadata.json").stdout.decode()
+        assert json.loads(told) == {"a": "b=c"}
     town.run("rm", "-f", *names)
     assert town.fail(4, "clone", "warm", "--ssh-key", str(tmp_path / "none"))["error"] == "no-such-file"
     data.write_bytes(b"\xff")

@@ -1,6 +1,8 @@
-"""What a user gives a clone: host name, address, SSH keys, user data; and what is refused, with nothing started."""
+"""What a user gives a clone: host name, address, SSH keys, user data, metadata; what is refused, with nothing started."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -11,19 +13,27 @@ from .world import World
 
 KEYS = "/root/.ssh/authorized_keys"
 USER_DATA = "/var/lib/liveclone/user-data"
+METADATA = "/var/lib/liveclone/metadata.json"
 ANN, BOB = "ssh-ed25519 AAAA1 ann", "ssh-ed25519 AAAA2 bob"
-SCRIPT = '#!/bin/sh\necho "$LIVECLONE_HOSTNAME $LIVECLONE_USER_DATA"; exit {}\n'
+SCRIPT = '#!/bin/sh\necho "$LIVECLONE_HOSTNAME $LIVECLONE_USER_DATA $LIVECLONE_METADATA"; exit {}\n'
 
 
 async def test_each_clone_gets_its_own(world: World) -> None:
     await world.run("web")
     await world.write("web", KEYS, ANN + "\n")
     await world.write("web", USER_DATA, "the source's")
+    await world.write("web", METADATA, "the source's")
     await world.snapshot("web")
     first, second = await world.clone(
         count=2,
         parameters=[
-            Parameters(hostname="One.example", address="10.213.1.7", ssh_keys=(ANN, BOB), user_data="a: 1\n")
+            Parameters(
+                hostname="One.example",
+                address="10.213.1.7",
+                ssh_keys=(ANN, BOB),
+                user_data="a: 1\n",
+                metadata={"role": "wörker", "shard": "7"},
+            )
         ],
     )
     one, two = first.machine, second.machine
@@ -35,6 +45,8 @@ async def test_each_clone_gets_its_own(world: World) -> None:
     assert await world.read(two.name, KEYS) == ANN
     assert await world.read(one.name, USER_DATA) == "a: 1"
     assert await world.read(two.name, USER_DATA) == ""
+    assert json.loads(await world.read(one.name, METADATA)) == {"role": "wörker", "shard": "7"}
+    assert await world.read(two.name, METADATA) == ""
     await world.remove_all()
 
 
@@ -43,9 +55,11 @@ async def test_user_data_that_is_a_script_is_the_last_hook(world: World) -> None
     await world.snapshot("web")
     (done,) = await world.clone(parameters=[Parameters(user_data=SCRIPT.format(0))])
     assert done.error is None
-    (failed,) = await world.clone(parameters=[Parameters(user_data=SCRIPT.format(3))])
+    (failed,) = await world.clone(parameters=[Parameters(user_data=SCRIPT.format(3), metadata={"a": "b"})])
     assert isinstance(failed.error, GuestError)
-    assert f"hook cloned/user-data: it ended with 3: {failed.name} {USER_DATA}" in failed.error.seen
+    assert (
+        f"hook cloned/user-data: it ended with 3: {failed.name} {USER_DATA} {METADATA}" in failed.error.seen
+    )
     await world.remove_all()
 
 
@@ -67,6 +81,7 @@ async def test_two_of_one_host_name_are_no_two_machines(world: World) -> None:
         (Parameters(ssh_keys=("ssh-ed25519",)), 1, "SSH key"),
         (Parameters(ssh_keys=(f"{ANN}\n{BOB}",)), 1, "SSH key"),
         (Parameters(user_data="x" * 70_000), 1, "user data"),
+        (Parameters(metadata={"key": "x" * 70_000}), 1, "metadata"),
     ],
 )
 async def test_what_is_none_is_refused(world: World, given: Parameters, count: int, words: str) -> None:

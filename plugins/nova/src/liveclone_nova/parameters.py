@@ -1,12 +1,14 @@
-"""What is the new server's own, in liveclone's words: host name, SSH key, user data, cards with their addresses.
+"""What is the new server's own, in liveclone's words: host name, SSH key, user data, metadata, cards with their addresses.
 
     instance.hostname        the guest's host name
     key pair (of type ssh)   a line of root's authorized_keys
     user data                kept in the guest for its hooks, and run there if it begins with `#!`
+    metadata                 /var/lib/liveclone/metadata.json in the guest, and for its hooks
     ports                    MAC, first IPv4 address, gateway and name servers of each
 
-The agent applies them, as in all of liveclone's clones (guest/parameters.py). The rest of what Nova tells a guest (metadata,
-vendor data, IPv6, an address beyond the first) it finds where any other does: in the metadata service, on its network.
+The agent applies them, as in all of liveclone's clones (guest/parameters.py). The rest of what Nova tells a guest (vendor
+data, IPv6, an address beyond the first) it finds where any other does: in the metadata service, on its network. What
+is changed later is there too.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def parameters_of(instance: objects.Instance) -> Parameters:
         hostname=instance.hostname,
         ssh_keys=(key,) if key and not key.startswith(_CERTIFICATE) else (),
         user_data=_read_user_data(instance),
+        metadata=dict(instance.metadata),
     )
 
 

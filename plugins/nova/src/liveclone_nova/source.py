@@ -80,10 +80,6 @@ class Source:
         """
         if self._agent is None:
             return
-        if not self.machine.generation.uuid:
-            await (
-                self._renew()
-            )  # by that a clone's agent knows that it is one, and no machine that has just booted
         self._items = await identify.observe(self._agent, self._key, self._snapshot)
         self.machine = await wiring.learn(self.machine, self._agent)
         self._is_connected = False

@@ -16,7 +16,7 @@ from liveclone_nova import parameters
 
 def server(**changes: Any) -> Any:
     return SimpleNamespace(
-        **{"uuid": "1", "hostname": "web-2", "key_data": None, "user_data": None, **changes}
+        **{"uuid": "1", "hostname": "web-2", "key_data": None, "user_data": None, "metadata": {}, **changes}
     )
 
 
@@ -24,10 +24,17 @@ def encode(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_host_name_key_and_user_data_are_its_own() -> None:
-    made = server(key_data="ssh-ed25519 AAAA me\n", user_data=encode("#!/bin/sh\necho ä\n".encode()))
+def test_host_name_key_user_data_and_metadata_are_its_own() -> None:
+    made = server(
+        key_data="ssh-ed25519 AAAA me\n",
+        user_data=encode("#!/bin/sh\necho ä\n".encode()),
+        metadata={"role": "worker"},
+    )
     assert parameters.parameters_of(made) == Parameters(
-        hostname="web-2", ssh_keys=("ssh-ed25519 AAAA me",), user_data="#!/bin/sh\necho ä\n"
+        hostname="web-2",
+        ssh_keys=("ssh-ed25519 AAAA me",),
+        user_data="#!/bin/sh\necho ä\n",
+        metadata={"role": "worker"},
     )
 
 

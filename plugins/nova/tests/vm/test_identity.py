@@ -222,15 +222,17 @@ def test_a_card_that_neutron_has_yet_to_wire_comes_all_the_same(cloud: Cloud, wa
         cloud.destroy(server)
 
 
-def test_key_and_user_data_of_the_new_server_are_applied(cloud: Cloud, warm: str) -> None:
+def test_key_user_data_and_metadata_of_the_new_server_are_applied(cloud: Cloud, warm: str) -> None:
     server = cloud.make_instance(warm, **FLAVOR)
     server.key_name, server.key_data = "mine", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 mine"
     server.user_data = base64.b64encode(b"#!/bin/sh\nhostname >/run/user-data\n").decode()
+    server.metadata = {"role": "worker"}
     cloud.spawn(instance=server)
     try:
         guest = cloud.guest(server)
         assert guest.run("cat /root/.ssh/authorized_keys") == server.key_data
         assert guest.run("cat /run/user-data") == server.hostname
+        assert json.loads(guest.run("cat /var/lib/liveclone/metadata.json")) == {"role": "worker"}
     finally:
         cloud.destroy(server)
 

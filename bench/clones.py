@@ -11,6 +11,7 @@ from __future__ import annotations
 from liveclone.engine import clone, remove, snapshot
 
 from . import lab as laboratory
+from .crowd import wait_idle
 from .lab import Lab
 
 # Steps that wait for the guest: its agent renews the identity; its kernel finds the NIC, its agent sets the address.
@@ -26,6 +27,11 @@ async def measure(lab: Lab) -> None:
                 taken = await snapshot.take(
                     lab.ctx, snapshot.Request(machine=source.id, name="warm", wait_sealed=True)
                 )
+                captured = lab.ctx.machines.load(source.id)
+                if captured.process is not None:
+                    await wait_idle(
+                        [captured.process.pid]
+                    )  # what it put off until it was captured it does now
                 dimensions = laboratory.about(source)
                 touched_mib = laboratory.image_mib(taken)
                 for _ in range(lab.plan.clones):
